@@ -1,0 +1,1 @@
+"""From raw serial-section electron microscopy to neurons and the synapses between them."""

@@ -1,0 +1,130 @@
+"""The exception tree: one class per thing that a caller can do about it.
+
+::
+
+    PipelineError
+    ├── TransientError               try again: the lease lapses, another worker takes the task
+    │   └── StorageUnavailableError  the store did not answer
+    └── PermanentError               trying again cannot help; a person decides
+        ├── GeometryError            a box, grid or voxel size is wrong      (ValueError)
+        ├── RecipeError              a recipe that cannot work, all its faults listed
+        ├── SourceError              a source file cannot be read as what it should be
+        ├── DataError                the values read are not what the stage takes
+        ├── MissingInputError        a layer, chunk or record that should be there is not
+        │                                                                    (LookupError)
+        ├── StaleOutputError         an output made by another configuration is in the way
+        ├── RootError                the run's folder cannot be used
+        ├── ModelError               a model's folder is incomplete or damaged
+        ├── MemoryLimitError         a task cannot fit where it would run
+        └── TaskError                tasks failed; the failed records say why
+
+Each class has a stable ``code`` for dashboards and tests. Messages read
+``what happened, with the values; what to do``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """Anything that this project raises on purpose."""
+
+    code: ClassVar[str] = "pipeline"
+
+
+class TransientError(PipelineError):
+    """Trying again may help."""
+
+    code = "transient"
+
+
+class StorageUnavailableError(TransientError):
+    """The store did not answer, or answered that it is busy."""
+
+    code = "storage-unavailable"
+
+
+class PermanentError(PipelineError):
+    """Trying again cannot help."""
+
+    code = "permanent"
+
+
+class GeometryError(PermanentError, ValueError):
+    """A box, grid, chunk or voxel size that cannot be."""
+
+    code = "geometry"
+
+
+class RecipeError(PermanentError):
+    """A recipe that cannot work.
+
+    Parameters
+    ----------
+    source : str
+        The file, or what stands for it.
+    faults : list of str
+        Everything that is wrong, so that it is mended in one go.
+    """
+
+    code = "recipe"
+
+    def __init__(self, source: str, faults: list[str]) -> None:
+        self.source = source
+        self.faults = faults
+        super().__init__("\n".join(f"{source}: {fault}" for fault in faults))
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, list[str]]]:
+        return type(self), (self.source, self.faults)
+
+
+class SourceError(PermanentError):
+    """A source that cannot be read as an image or as labels."""
+
+    code = "source"
+
+
+class DataError(PermanentError):
+    """Values that the stage does not take."""
+
+    code = "data"
+
+
+class MissingInputError(PermanentError, LookupError):
+    """A layer, chunk or record that should have been written is not there."""
+
+    code = "missing-input"
+
+    def __str__(self) -> str:
+        return " ".join(str(a) for a in self.args)
+
+
+class StaleOutputError(PermanentError):
+    """An output of another configuration stands where this one would be written."""
+
+    code = "stale-output"
+
+
+class RootError(PermanentError):
+    """The folder of the run cannot be used."""
+
+    code = "root"
+
+
+class ModelError(PermanentError):
+    """A model's folder is incomplete, damaged or of another kind."""
+
+    code = "model"
+
+
+class MemoryLimitError(PermanentError):
+    """A task needs more memory than its worker has."""
+
+    code = "memory-limit"
+
+
+class TaskError(PermanentError):
+    """Tasks failed; their failed records say why."""
+
+    code = "task"

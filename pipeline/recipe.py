@@ -1,0 +1,319 @@
+"""A reconstruction written down: stages in the order in which layers feed one another.
+
+A recipe is TOML::
+
+    name = "block"
+
+    [grid]
+    bounds = { start = [0, 0, 0], stop = [512, 512, 100] }
+    chunk = [256, 256, 64]
+
+    [layers]                      # what the stages read and nobody here writes
+    image = "gs://lab/image"
+
+    [[stage]]
+    use = "affinities"
+    image = "image"
+    output = "affinities"
+    model = "models/cortex-rsunet"
+
+``bounds`` and ``chunk`` of ``[grid]`` hold for every stage that does not give its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import GeometryError, PermanentError, RecipeError
+from pipeline.specs import LayerSpec
+from pipeline.stages import STAGES
+from pipeline.stages.base import Specs, Stage
+
+Describe = Callable[[str, str], LayerSpec]
+"""Says what a layer that exists holds, by its name and location."""
+
+_TOP = {"name", "grid", "layers", "stage"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in layer order, and the layers that they start from.
+
+    Parameters
+    ----------
+    name : str
+        Name of the recipe; also names its run.
+    stages : tuple of Stage
+        Every stage comes after those that it reads from.
+    layers : dict of str to str
+        Where the layers are that no stage writes, or that are kept elsewhere than in
+        the run's folder.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a file.
+
+        Raises
+        ------
+        RecipeError
+            With everything that is wrong with it.
+        """
+        path = Path(path)
+        try:
+            document = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise RecipeError(
+                str(path), [f"cannot be read ({error.strerror}); give the path of a recipe"]
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+        return cls.parse(document, source=str(path))
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+        """Read a recipe from what its TOML or JSON holds.
+
+        Raises
+        ------
+        RecipeError
+            With everything that is wrong with it.
+        """
+        faults = [
+            f"{key!r} is not a part of a recipe; it has {', '.join(sorted(_TOP))}"
+            for key in sorted(set(document) - _TOP)
+        ]
+        name = document.get("name")
+        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+            faults.append(f"name {name!r} is not letters, digits, - and _; give a name")
+        layers = document.get("layers", {})
+        if not isinstance(layers, dict) or not all(
+            isinstance(v, str) for v in layers.values()
+        ):
+            faults.append("[layers] is not a table of locations; give name = \"location\"")
+            layers = {}
+        grid = document.get("grid", {})
+        for key in sorted(set(grid) - {"bounds", "chunk"}):
+            faults.append(f"[grid] has bounds and chunk, not {key!r}")
+        shared = {k: v for k, v in grid.items() if k in ("bounds", "chunk")}
+        stages: list[Stage] = []
+        entries = document.get("stage", [])
+        if not entries:
+            faults.append("there is no [[stage]]; give at least one")
+        for number, entry in enumerate(entries, 1):
+            stage, wrong = _stage(number, entry, shared)
+            faults += wrong
+            if stage is not None:
+                stages.append(stage)
+        if not faults:
+            faults += _wiring_faults(stages)
+        if faults:
+            raise RecipeError(source, faults)
+        return cls(str(name), tuple(_in_layer_order(stages)), dict(layers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `parse` reads."""
+        return {
+            "name": self.name,
+            "layers": dict(self.layers),
+            "stage": [s.to_json() for s in self.stages],
+        }
+
+    def stage(self, output: str) -> Stage:
+        """Return the stage that writes a layer, or the only one of that name.
+
+        Raises
+        ------
+        RecipeError
+            If there is none.
+        """
+        for stage in self.stages:
+            if stage.output == output:
+                return stage
+        named = [s for s in self.stages if s.name == output]
+        if len(named) == 1:
+            return named[0]
+        raise RecipeError(
+            self.name,
+            [f"no stage writes {output!r}; it writes {', '.join(s.output for s in self.stages)}"],
+        )
+
+    @property
+    def external(self) -> list[str]:
+        """Layers that are read and that no stage writes, in order of use."""
+        written = {s.output for s in self.stages}
+        read = [layer for s in self.stages for layer in s.inputs.values()]
+        return [layer for layer in dict.fromkeys(read) if layer not in written]
+
+    def upstream(self, stage: Stage) -> list[Stage]:
+        """Return the stages whose output a stage reads, in layer order."""
+        return [s for s in self.stages if s.output in set(_sources(stage, self.stages))]
+
+    def downstream(self, stage: Stage) -> list[Stage]:
+        """Return every stage that depends on a stage, near or far, in layer order."""
+        found = {stage.output}
+        result = []
+        for other in self.stages:
+            if other.output not in found and found & set(_sources(other, self.stages)):
+                found.add(other.output)
+                result.append(other)
+        return result
+
+    def pinned(self) -> Recipe:
+        """Return the recipe with what stages use beside layers (weights) fixed by digest.
+
+        Raises
+        ------
+        RecipeError
+            If something that a stage uses is not there, for all stages at once.
+        """
+        stages, faults = [], []
+        for stage in self.stages:
+            try:
+                stages.append(stage.pinned())
+            except PermanentError as error:
+                faults.append(f"{stage.name}: {error}")
+        if faults:
+            raise RecipeError(self.name, faults)
+        return Recipe(self.name, tuple(stages), self.layers)
+
+    def specs(self, describe: Describe) -> Specs:
+        """Return what each layer holds, existing ones as found and outputs as planned.
+
+        A layer that a later stage adds mips to is described with them.
+
+        Raises
+        ------
+        RecipeError
+            With every stage's faults.
+        """
+        faults: list[str] = []
+        specs: Specs = {}
+        for layer in self.external:
+            try:
+                specs[layer] = describe(layer, self.layers.get(layer, layer))
+            except PermanentError as error:
+                faults.append(f"layer {layer}: {error}")
+        unknown = set(self.external) - set(specs)
+        for stage in self.stages:
+            if unknown & {*stage.inputs.values()}:
+                unknown.add(stage.output)
+                continue
+            try:
+                wrong = stage.check(specs)
+                faults += wrong
+                specs[stage.output] = stage.describe(specs)
+            except (TypeError, KeyError, GeometryError) as error:
+                faults.append(f"{stage.name}: {error}")
+                unknown.add(stage.output)
+                continue
+            if stage.output.endswith("/pyramid"):
+                specs[stage.output.removesuffix("/pyramid")] = specs[stage.output]
+        if faults:
+            raise RecipeError(self.name, list(dict.fromkeys(faults)))
+        return specs
+
+    def lineage(self) -> dict[str, str]:
+        """Return the identity of every layer: its stage's digest and all before it.
+
+        A layer that no stage writes is known by its location.
+        """
+        result = {
+            layer: _sha256(["location", self.layers.get(layer, layer)])
+            for layer in self.external
+        }
+        for stage in self.stages:
+            parents = [[source, result[source]] for source in _sources(stage, self.stages)]
+            result[stage.output] = _sha256([stage.digest, parents])
+        return result
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sources(stage: Stage, stages: tuple[Stage, ...] | list[Stage]) -> list[str]:
+    """List the layers that a stage depends on; a coarse mip comes from the pyramid."""
+    outputs = {s.output for s in stages}
+    return [
+        f"{layer}/pyramid"
+        if stage.read_mip > 0 and f"{layer}/pyramid" in outputs
+        else layer
+        for layer in stage.inputs.values()
+    ]
+
+
+def _stage(
+    number: int, entry: Any, shared: Mapping[str, Any]
+) -> tuple[Stage | None, list[str]]:
+    where = f"stage {number}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+        return None, [f"{where}: has no use; give use = one of {', '.join(STAGES)}"]
+    use = entry["use"]
+    if use not in STAGES:
+        return None, [f"{where}: use = {use!r} is no stage; there are {', '.join(STAGES)}"]
+    fields = {k: v for k, v in entry.items() if k != "use"}
+    try:
+        return STAGES[use].model_validate({**shared, **fields}), []
+    except ValidationError as error:
+        return None, [
+            f"{where} ({use}): {'.'.join(str(p) for p in e['loc']) or 'stage'}: {e['msg']}"
+            + (f", not {e['input']!r}" if not isinstance(e["input"], dict) else "")
+            for e in error.errors()
+        ]
+
+
+def _wiring_faults(stages: list[Stage]) -> list[str]:
+    faults = []
+    outputs = [s.output for s in stages]
+    for output in dict.fromkeys(outputs):
+        if outputs.count(output) > 1:
+            users = [s.name for s in stages if s.output == output]
+            faults.append(f"layer {output} is written by {' and '.join(users)}; rename one")
+    if not faults:
+        ordered = _in_layer_order(stages)
+        if len(ordered) < len(stages):
+            stuck = [s for s in stages if s not in ordered]
+            faults.append(f"layers feed one another in a circle, {_circle(stuck)}")
+    return faults
+
+
+def _circle(stuck: list[Stage]) -> str:
+    """Walk against the flow from a stage that waits until a layer comes again."""
+    by_output = {s.output: s for s in stuck}
+    path = [stuck[0].output]
+    while path.count(path[-1]) == 1:
+        sources = _sources(by_output[path[-1]], stuck)
+        path.append(next(source for source in sources if source in by_output))
+    loop = path[path.index(path[-1]) :]
+    return " -> ".join(reversed(loop))
+
+
+def _in_layer_order(stages: list[Stage]) -> list[Stage]:
+    """Sort so that each stage follows its sources; keeps the given order otherwise.
+
+    Stages in a circle are left out.
+    """
+    waiting, done, result = list(stages), set[str](), list[Stage]()
+    outputs = {s.output for s in stages}
+    while True:
+        ready = next(
+            (s for s in waiting if not (set(_sources(s, stages)) & outputs - done)), None
+        )
+        if ready is None:
+            return result
+        waiting.remove(ready)
+        done.add(ready.output)
+        result.append(ready)
