@@ -96,13 +96,16 @@ class Recipe:
             for key in sorted(set(document) - _TOP)
         ]
         name = document.get("name")
-        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        if (
+            not isinstance(name, str)
+            or not name.replace("-", "").replace("_", "").isalnum()
+        ):
             faults.append(f"name {name!r} is not letters, digits, - and _; give a name")
         layers = document.get("layers", {})
         if not isinstance(layers, dict) or not all(
             isinstance(v, str) for v in layers.values()
         ):
-            faults.append("[layers] is not a table of locations; give name = \"location\"")
+            faults.append('[layers] is not a table of locations; give name = "location"')
             layers = {}
         grid = document.get("grid", {})
         for key in sorted(set(grid) - {"bounds", "chunk"}):
@@ -147,7 +150,9 @@ class Recipe:
             return named[0]
         raise RecipeError(
             self.name,
-            [f"no stage writes {output!r}; it writes {', '.join(s.output for s in self.stages)}"],
+            [
+                f"no stage writes {output!r}; it writes {', '.join(s.output for s in self.stages)}"
+            ],
         )
 
     @property

@@ -76,9 +76,7 @@ def centerlines(
     }
 
 
-def join(
-    pieces: list[Centerline], *, dust_nm: float, tick_nm: float
-) -> Centerline | None:
+def join(pieces: list[Centerline], *, dust_nm: float, tick_nm: float) -> Centerline | None:
     """Join the pieces of one segment and clear what is too short.
 
     Parameters

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 _Triple = tuple[int, int, int]
 
 
-def average(array: NDArray[Any], factor: _Triple, *, phase: _Triple = (0, 0, 0)) -> NDArray[Any]:
+def average(
+    array: NDArray[Any], factor: _Triple, *, phase: _Triple = (0, 0, 0)
+) -> NDArray[Any]:
     """Average intensities over cells.
 
     Parameters

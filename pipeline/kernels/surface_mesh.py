@@ -96,17 +96,17 @@ def simplify(
         Farthest that a vertex may move [nm].
     """
 
-    class _Plain:
-        def __init__(self) -> None:
-            # The simplifier spans 2**20 units: stay near zero.
-            self.corner = vertices.min(axis=0) if len(vertices) else np.zeros(3, np.float32)
-            self.vertices = np.ascontiguousarray(vertices - self.corner)
-            self.faces = np.ascontiguousarray(faces)
-
-    plain = _Plain()
+    if len(faces) == 0:
+        return vertices[:0], faces
+    # The simplifier spans 2**20 units: stay near zero.
+    corner = vertices.min(axis=0)
     mesher: Any = zmesh.Mesher((1, 1, 1))
-    simple = mesher.simplify(plain, reduction_factor=reduction, max_error=max_error_nm)
-    moved = simple.vertices.astype(np.float32) + plain.corner
+    simple = mesher.simplify(
+        zmesh.Mesh(vertices - corner, faces, None),
+        reduction_factor=reduction,
+        max_error=max_error_nm,
+    )
+    moved = simple.vertices.astype(np.float32) + corner
     return moved.astype(np.float32), simple.faces.astype(np.uint32)
 
 

@@ -1,0 +1,1 @@
+"""Where layers are kept: volumes, records, meshes and skeletons, on disk or in a cloud."""

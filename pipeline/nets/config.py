@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import ModelError
 from pipeline.geometry import Vec3
@@ -130,22 +137,43 @@ class ModelConfig(_Strict):
         ModelError
             If it is absent or is not a model's configuration.
         """
-        path = directory / CONFIG_FILE
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            raise ModelError(
-                f"{path} does not exist; give the folder of a model, which holds {CONFIG_FILE}"
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is not TOML: {error}; mend the file") from error
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(str(part) for part in fault['loc']) or 'model'}: {fault['msg']}"
-                for fault in error.errors()
-            )
-            raise ModelError(f"{path} does not describe a model: {faults}") from error
+        return read_toml(directory / CONFIG_FILE, cls)
 
+    @property
     def digest(self) -> str:
-        """Identify the model: the SHA-256 of its configuration, which names its weights'."""
+        """Identity of the model: SHA-256 of its configuration, weights' included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def read_toml(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Read a frozen configuration from a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : type
+        What it describes.
+
+    Raises
+    ------
+    ModelError
+        If it is absent, is not TOML, or describes something else; all faults are listed.
+    """
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} does not exist; give the folder of a model, which holds {path.name}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not TOML: {error}; mend the file") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'the whole'}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ModelError(f"{path} has faults, {faults}; mend the file") from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
@@ -37,12 +38,12 @@ class Model:
 
     config: ModelConfig
     net: nn.Module
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def digest(self) -> str:
         """Identity of configuration and weights, hexadecimal."""
-        return self.config.digest()
+        return self.config.digest
 
     def logits(self, image: NDArray[np.float32]) -> Tensor:
         """Run the net on one patch; gradients flow if they are enabled.
@@ -61,8 +62,7 @@ class Model:
         x = (to_torch(image).to(self.device) - norm.mean) / norm.std
         low = self.config.inference.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            logits = self.net(x)
-        assert isinstance(logits, Tensor)
+            logits: Tensor = self.net(x)
         return logits
 
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,7 +84,7 @@ class Model:
 
 
 def build_net(config: ModelConfig) -> nn.Module:
-    """Make the net that a configuration describes, its weights drawn from torch's generator."""
+    """Make the net of a configuration, its weights drawn from torch's generator."""
     architecture = config.architecture
     net = RSUNet(
         architecture.widths,
@@ -92,6 +92,23 @@ def build_net(config: ModelConfig) -> nn.Module:
         fold=architecture.fold.astuple(),
     )
     return net.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload,no-any-return]
+
+
+def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Write the state of a net as the content of a safetensors file.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        The state, in any memory format.
+
+    Returns
+    -------
+    bytes
+        The same for the same state.
+    """
+    content: bytes = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    return content
 
 
 def load_model(directory: str | Path, device: str = "cpu") -> Model:
@@ -135,8 +152,8 @@ def load_model(directory: str | Path, device: str = "cpu") -> Model:
         net.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"{path} does not hold weights of the net in {directory / CONFIG_FILE}: {error}; "
-            "export them again with this configuration"
+            f"{path} does not hold weights of the net in {directory / CONFIG_FILE}: "
+            f"{error}; export them again with this configuration"
         ) from error
     net.requires_grad_(False)
     return Model(config, net.eval().to(device), torch.device(device))

@@ -4,6 +4,7 @@ Inside this package tensors are (batch, channel, z, y, x); tuples of configurati
 x, y, z as everywhere else, and are reversed where a tensor is built.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +77,7 @@ class InstanceNorm(nn.Module):
         """Normalise a batch, each of its patches alone."""
         patches = [
             functional.batch_norm(p, None, None, self.weight, self.bias, training=True)
-            for p in x.split(1)
+            for p in torch.split(x, 1)
         ]
         return patches[0] if len(patches) == 1 else torch.cat(patches)
 
@@ -115,13 +116,16 @@ class ResidualModule(nn.Module):
         super().__init__()
         kernel = (3, 3, 3)
         self.pre = Unit(before, after, kernel)
-        self.residual = nn.Sequential(Unit(after, after, kernel), Unit(after, after, kernel))
+        self.residual = nn.Sequential(
+            Unit(after, after, kernel), Unit(after, after, kernel)
+        )
         self.post = Unit(after, after, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module."""
         x = self.pre(x)
-        return self.post(x + self.residual(x))
+        out: Tensor = self.post(x + self.residual(x))
+        return out
 
 
 class Up(nn.Module):
@@ -138,8 +142,10 @@ class Up(nn.Module):
         self.project = convolution(before, after, (1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; a 1x1x1 projection commutes with the upsampling and is cheaper first."""
-        return functional.interpolate(self.project(x), scale_factor=(1, 2, 2), mode="nearest")
+        """Apply the layer; projecting first gives the same and is cheaper."""
+        return functional.interpolate(
+            self.project(x), scale_factor=(1, 2, 2), mode="nearest"
+        )
 
 
 class RSUNet(nn.Module):
@@ -170,7 +176,7 @@ class RSUNet(nn.Module):
         super().__init__()
         self.fold = fold
         block = fold[0] * fold[1] * fold[2]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         plane = (5, 5, 1)
         self.first = convolution(channels_in * block, widths[0], plane)
         self.top = ResidualModule(widths[0], widths[0])

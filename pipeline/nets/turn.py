@@ -1,4 +1,4 @@
-"""The turn between arrays, x, y, z, and tensors, z, y, x: a transposed view, nothing moves."""
+"""The turn between arrays, x, y, z, and tensors, z, y, x: a view, nothing moves."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ object is connected.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +26,24 @@ BLOCK = 8  # cells of a lattice whose links are worked out together
 JITTER = 0.2  # of the spacing, each way
 COARSENESS = 4.5  # coarse spacing over fine spacing
 DENDRITES = 0.75  # share of coarse cells that hold a node
-SOMATA = 0.05  # share of coarse nodes that are bodies
-FASCICLE = 4  # cells over which links tend to run in parallel
-PARALLEL = 0.7  # share of links that do
+SOMATA = 0.03  # share of coarse nodes that are bodies
+FASCICLE = 6  # cells over which links tend to run in parallel
+PARALLEL = 0.93  # share of links that do
+ENDS = (0.01, 0.06)  # share of fine and coarse nodes at which a neurite ends
 TWIGS = 0.5  # share of axons ending at a dendrite that belong to it
 CLEARANCE = 0.12  # of the fine spacing, from an axon's centre line to a dendrite
 STEEPEST = 1.25  # most that distance less radius changes per distance
 
 _FIELD = (1 << 17) - 1  # cells per axis after which labels repeat, less one
+_DENSE = 1 << 20  # cells of a box small enough to be marked one by one
 _EDGE_SAMPLES = (0.25, 0.5, 0.75)
 _NEIGHBOURS = np.stack(
     np.meshgrid(*[np.arange(-2, 2)] * 3, indexing="ij"), axis=-1
 ).reshape(-1, 3)
 
-type Cells = NDArray[np.int64]
+Cells: TypeAlias = NDArray[np.int64]
+F = TypeVar("F", np.float32, np.float64)
+D = TypeVar("D", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Segments:
     is_thick: NDArray[np.bool_]
 
 
-def excess_distance[F: np.floating](
+def excess_distance(
     offset: tuple[NDArray[F], NDArray[F], NDArray[F]],
     along: tuple[NDArray[F], NDArray[F], NDArray[F]],
     inverse_square: NDArray[F],
@@ -163,7 +168,9 @@ class Tissue:
         """Distance between neighbouring dendrites [nm]."""
         return self.spacing_nm * COARSENESS
 
-    def segments(self, fine: Cells, coarse: Cells) -> Segments:
+    def segments(
+        self, fine: Cells, coarse: Cells
+    ) -> tuple[Segments, NDArray[np.int64], NDArray[np.int64]]:
         """Gather the tubes of some cells.
 
         Parameters
@@ -173,25 +180,30 @@ class Tissue:
 
         Returns
         -------
-        Segments
-            Of those cells that hold a node: the fine ones first, each lattice in the
-            order of its cells.
+        segments : Segments
+            Of those cells that hold a node.
+        fine_row, coarse_row : int64 arrays, (n,)
+            The row of each cell in `segments`; -1 where it holds no node.
         """
-        thin, thick = self._axons(fine), self._dendrites(coarse)
-        return Segments(
+        thin, is_thin = self._axons(fine)
+        thick, is_thick = self._dendrites(coarse)
+        both = Segments(
             *(
                 np.concatenate([getattr(thin, name), getattr(thick, name)])
                 for name in Segments.__dataclass_fields__
             )
         )
+        fine_row = np.where(is_thin, np.cumsum(is_thin) - 1, -1)
+        coarse_row = np.where(is_thick, len(thin.label) + np.cumsum(is_thick) - 1, -1)
+        return both, fine_row, coarse_row
 
-    def _axons(self, cells: Cells) -> Segments:
+    def _axons(self, cells: Cells) -> tuple[Segments, NDArray[np.bool_]]:
         present, axis = _looked_up(lambda block: _fine_links(self, *block), cells)
         cells, axis = cells[present], axis[present]
         root = _roots(lambda block: _fine_links(self, *block), cells)
         calibre = self._random(20, root)
         ends = _successor(cells, axis)
-        return Segments(
+        segments = Segments(
             start=self._nodes(0, cells),
             end=self._nodes(0, ends),
             start_radius=self._axon_radius(cells, calibre),
@@ -200,33 +212,32 @@ class Tissue:
             hash=self._hash(21, cells),
             is_thick=np.zeros(len(cells), dtype=np.bool_),
         )
+        return segments, present
 
     def _axon_radius(
         self, cells: Cells, calibre: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         swelling = self._random(22, cells)
-        return self.spacing_nm * (0.05 + 0.25 * calibre + 0.1 * swelling)
+        return self.spacing_nm * (0.02 + 0.32 * calibre + 0.1 * swelling)
 
     def _axon_label(self, root: Cells) -> NDArray[np.uint64]:
         label = _packed(root, tier=0)
-        unique, inverse = np.unique(root, axis=0, return_inverse=True)
+        unique, inverse = unique_cells(root)
         for row, cell in enumerate(unique):
             block, inner = cell >> 3, cell & 7
             x, y, z = (int(c) for c in inner)
             host = _fine_links(self, *(int(b) for b in block)).host.get((x, y, z))
             if host is not None:
-                home = _roots(
-                    lambda block: _coarse_links(self, *block), np.array([host])
-                )
-                label[inverse.reshape(-1) == row] = _packed(home, tier=1)[0]
+                home = _roots(lambda block: _coarse_links(self, *block), np.array([host]))
+                label[inverse == row] = _packed(home, tier=1)[0]
         return label
 
-    def _dendrites(self, cells: Cells) -> Segments:
+    def _dendrites(self, cells: Cells) -> tuple[Segments, NDArray[np.bool_]]:
         present, axis = _looked_up(lambda block: _coarse_links(self, *block), cells)
         cells, axis = cells[present], axis[present]
         root = _roots(lambda block: _coarse_links(self, *block), cells)
         ends = _successor(cells, axis)
-        return Segments(
+        segments = Segments(
             start=self._nodes(1, cells),
             end=self._nodes(1, ends),
             start_radius=self._dendrite_radius(cells),
@@ -235,6 +246,7 @@ class Tissue:
             hash=self._hash(31, cells),
             is_thick=np.ones(len(cells), dtype=np.bool_),
         )
+        return segments, present
 
     def _dendrite_radius(self, cells: Cells) -> NDArray[np.float64]:
         is_soma = self._random(30, cells) < SOMATA
@@ -262,14 +274,17 @@ class Tissue:
         return (np.where(runs_along, shared, own) % np.uint64(3)).astype(np.int8)
 
     def _linked(
-        self, tier: int, lower: Cells, may_link: NDArray[np.bool_]
+        self,
+        tier: int,
+        lower: Cells,
+        direction: NDArray[np.int8],
+        may_link: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
         """Let the links that meet in a node contend.
 
         The arrays begin one cell below the block at `lower`; the answer is for it.
         """
         cells = _box(lower - 1, np.array(may_link.shape))
-        direction = self._direction(tier, cells)
         strength = self._hash(8 + tier, cells)
         lives_on = uniform(strength) < self.branching
         strongest = np.zeros([n + 1 for n in may_link.shape], dtype=np.uint64)
@@ -291,13 +306,15 @@ class Tissue:
 
 def _box(lower: Cells, shape: Cells) -> Cells:
     """Return the cells of a box, (x, y, z, 3)."""
-    axes = [np.arange(n, dtype=np.int64) + start for start, n in zip(lower, shape, strict=True)]
+    axes = [
+        np.arange(n, dtype=np.int64) + start for start, n in zip(lower, shape, strict=True)
+    ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
 def _successor(cells: Cells, axis: NDArray[np.int8]) -> Cells:
     """Return the cell one on along the axis; the cell itself where that is -1."""
-    return cells + (axis[..., None] == np.arange(3))
+    return np.asarray(cells + (axis[..., None] == np.arange(3)))
 
 
 def _packed(root: Cells, tier: int) -> NDArray[np.uint64]:
@@ -326,10 +343,11 @@ def _coarse_links(tissue: Tissue, *block: int) -> Links:
     cells = _box(lower - 1, np.array([BLOCK + 3] * 3))
     present = tissue._random(10, cells) < DENDRITES
     candidates = cells[:-1, :-1, :-1]
-    direction = tissue._direction(1, candidates)
-    reached = _at_successor(present, direction)
-    ends = tissue._random(12, candidates) < 0.06
-    linked = tissue._linked(1, lower, present[:-1, :-1, :-1] & reached & ~ends)
+    wish = tissue._direction(1, candidates)
+    ends = tissue._random(12, candidates) < ENDS[1]
+    is_open = _reached(present) & ~ends[..., None]
+    direction, may_link = _steered(wish, is_open)
+    linked = tissue._linked(1, lower, direction, may_link)
     inner = (slice(1, 1 + BLOCK),) * 3
     axis = np.where(linked, direction[inner], -1).astype(np.int8)
     return Links(
@@ -348,38 +366,59 @@ def _fine_links(tissue: Tissue, *block: int) -> Links:
     threshold = CLEARANCE * tissue.spacing_nm
     present = clearance >= threshold
 
-    candidates = (slice(0, -1),) * 3
-    direction = tissue._direction(0, cells[candidates])
-    reached = _at_successor(present, direction)
-    ends = tissue._random(11, cells[candidates]) < 0.02
-    may_link = present[candidates] & reached & (along_edge >= threshold) & ~ends
-    linked = tissue._linked(0, lower, may_link)
+    candidates = cells[:-1, :-1, :-1]
+    wish = tissue._direction(0, candidates)
+    meets = _at_successor(clearance, wish) < -threshold
+    is_keen = meets & (tissue._random(13, candidates) < TWIGS)
+    ends = is_keen | (tissue._random(11, candidates) < ENDS[0])
+    is_open = _reached(present) & (along_edge >= threshold) & ~ends[..., None]
+    direction, may_link = _steered(wish, is_open)
+    linked = tissue._linked(0, lower, direction, may_link)
 
     inner = (slice(1, 1 + BLOCK),) * 3
     toward = direction[inner]
-    depth = _at_successor(clearance, direction)[inner]
-    is_twig = (
-        present[inner] & ~linked & (depth < -threshold)
-        & (tissue._random(13, cells[inner]) < TWIGS)
-    )  # fmt: skip
+    is_twig = present[inner] & is_keen[inner]
     host_cells = _at_successor(nearest, direction)[inner]
     return Links(
         present=present[inner],
         axis=np.where(linked | is_twig, toward, -1).astype(np.int8),
         onward=_onward(lower, linked, toward),
         host={
-            (int(x), int(y), int(z)): tuple(int(c) for c in host_cells[x, y, z])
-            for x, y, z in np.argwhere(is_twig)
+            (int(x), int(y), int(z)): (int(hx), int(hy), int(hz))
+            for (x, y, z), (hx, hy, hz) in zip(
+                np.argwhere(is_twig), host_cells[is_twig], strict=True
+            )
         },
     )
 
 
-def _at_successor[D: np.generic](
-    values: NDArray[D], direction: NDArray[np.int8]
-) -> NDArray[D]:
+def _reached(present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say for each axis whether node and successor are there, (x, y, z, axis)."""
+    inner = (slice(0, -1),) * 3
+    axes = [_at_successor(present, np.full(present[inner].shape, a)) for a in range(3)]
+    return np.stack(axes, axis=-1) & present[inner][..., None]
+
+
+def _steered(
+    wish: NDArray[np.int8], is_open: NDArray[np.bool_]
+) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+    """Turn links that meet something to the next axis that is open, if any is."""
+    direction, may_link = wish.copy(), np.zeros(wish.shape, dtype=np.bool_)
+    for turn in range(3):
+        axis = (wish + turn) % 3
+        is_free = np.take_along_axis(is_open, axis[..., None], axis=-1)[..., 0]
+        is_taken = is_free & ~may_link
+        direction[is_taken] = axis[is_taken]
+        may_link |= is_free
+    return direction, may_link
+
+
+def _at_successor(values: NDArray[D], direction: NDArray[np.integer[Any]]) -> NDArray[D]:
     """Read a value per node where its link would lead; one cell smaller on each axis."""
     x, y, z = np.indices(direction.shape)
-    return values[x + (direction == 0), y + (direction == 1), z + (direction == 2)]
+    return np.asarray(
+        values[x + (direction == 0), y + (direction == 1), z + (direction == 2)]
+    )
 
 
 def _clearances(
@@ -387,20 +426,20 @@ def _clearances(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Cells]:
     """Measure how far axons would keep from dendrites.
 
-    Returns the clearance [nm] of each node, the least along each would-be link (for all
-    but the last cells of each axis), and the coarse cell nearest to each node.
+    Returns the clearance [nm] of each node, the least along the link to each of its
+    successors (for all but the last cells of each axis), and the coarse cell nearest to
+    each node.
     """
     nodes = tissue._nodes(0, cells)
     points = nodes.reshape(-1, 3)
     home = np.floor(points / tissue.coarse_spacing_nm).astype(np.int64)
-    around = home[:, None] + _NEIGHBOURS
-    unique, tube = np.unique(around.reshape(-1, 3), axis=0, return_inverse=True)
-    present, axis = _looked_up(lambda block: _coarse_links(tissue, *block), unique)
-    ends = _successor(unique, axis)
-    start, end = tissue._nodes(1, unique), tissue._nodes(1, ends)
+    tubes, tube = unique_cells(home[:, None] + _NEIGHBOURS)
+    present, axis = _looked_up(lambda block: _coarse_links(tissue, *block), tubes)
+    ends = _successor(tubes, axis)
+    start, end = tissue._nodes(1, tubes), tissue._nodes(1, ends)
     along = end - start
     square = along[:, 0] ** 2 + along[:, 1] ** 2 + along[:, 2] ** 2
-    radius = np.where(present, tissue._dendrite_radius(unique), -np.inf)
+    radius = np.where(present, tissue._dendrite_radius(tubes), -np.inf)
     growth = np.where(present, tissue._dendrite_radius(ends) - radius, 0.0)
     inverse = inverse_or_zero(square)
 
@@ -411,31 +450,58 @@ def _clearances(
             (x, y, z), (dx, dy, dz), inverse[tube], radius[tube], growth[tube]
         )
 
-    tube = tube.reshape(len(points), -1)
     distance = outside(points[:, None], tube)
     best = distance.argmin(axis=1)
     rows = np.arange(len(points))
     clearance = distance[rows, best].reshape(cells.shape[:-1])
-    nearest = unique[tube[rows, best]].reshape(cells.shape)
+    nearest = tubes[tube[rows, best]].reshape(cells.shape)
 
     inner = (slice(0, -1),) * 3
     begin = nodes[inner].reshape(-1, 3)
-    finish = tissue._nodes(
-        0, _successor(cells[inner], tissue._direction(0, cells[inner]))
-    ).reshape(-1, 3)
     row_of = np.arange(len(points)).reshape(cells.shape[:-1])[inner].ravel()
     edge, candidate = np.nonzero(distance[row_of] < 1.5 * tissue.spacing_nm)
     near = tube[row_of[edge], candidate]
-    least = np.full(len(begin), np.inf)
-    for part in _EDGE_SAMPLES:
-        point = begin[edge] + part * (finish[edge] - begin[edge])
-        np.minimum.at(least, edge, outside(point, near))
-    return clearance, least.reshape(cells[inner].shape[:-1]), nearest
+    least = np.full((len(begin), 3), np.inf)
+    for step in range(3):
+        ahead = tuple(slice(a == step, None if a == step else -1) for a in range(3))
+        way = nodes[ahead].reshape(-1, 3) - begin
+        for part in _EDGE_SAMPLES:
+            point = begin[edge] + part * way[edge]
+            np.minimum.at(least[:, step], edge, outside(point, near))
+    return clearance, least.reshape(cells[inner].shape), nearest
 
 
-def _by_block(cells: Cells) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    blocks, inverse = np.unique(cells >> 3, axis=0, return_inverse=True)
-    return blocks, inverse.reshape(-1)
+def unique_cells(cells: Cells) -> tuple[Cells, NDArray[np.int64]]:
+    """List the distinct cells, and say which of them each cell is.
+
+    Parameters
+    ----------
+    cells : int64 array, (..., 3)
+        In a box of fewer than 2**63 cells.
+
+    Returns
+    -------
+    unique : int64 array, (n, 3)
+        In order of x, then y, then z.
+    row : int64 array, (...)
+        Row of each cell in `unique`.
+    """
+    if cells.size == 0:
+        return cells.reshape(0, 3), np.zeros(cells.shape[:-1], dtype=np.int64)
+    flat = cells.reshape(-1, 3)
+    lower = flat.min(axis=0)
+    shape = flat.max(axis=0) - lower + 1
+    stride = np.array([shape[1] * shape[2], shape[2], 1])
+    offset = (cells - lower) * stride
+    place = offset[..., 0] + offset[..., 1] + offset[..., 2]
+    if np.prod(shape.astype(np.float64)) <= _DENSE:
+        is_there = np.zeros(int(np.prod(shape)), dtype=np.bool_)
+        is_there[place] = True
+        found, row = np.flatnonzero(is_there), (np.cumsum(is_there) - 1)[place]
+    else:
+        found, row = np.unique(place, return_inverse=True)
+    unique = np.stack(np.unravel_index(found, shape), axis=-1) + lower
+    return unique, row.reshape(place.shape)
 
 
 def _looked_up(
@@ -444,7 +510,7 @@ def _looked_up(
     """Return whether cells hold a node, and the axis of its link."""
     present = np.zeros(len(cells), dtype=np.bool_)
     axis = np.full(len(cells), -1, dtype=np.int8)
-    blocks, which = _by_block(cells)
+    blocks, which = unique_cells(cells >> 3)
     for row, block in enumerate(blocks):
         chosen = np.flatnonzero(which == row)
         x, y, z = (cells[chosen] & 7).T
@@ -461,7 +527,7 @@ def _roots(links: Callable[[tuple[int, ...]], Links], cells: Cells) -> Cells:
     while active.size:
         here = roots[active]
         there = np.empty_like(here)
-        blocks, which = _by_block(here)
+        blocks, which = unique_cells(here >> 3)
         for row, block in enumerate(blocks):
             chosen = np.flatnonzero(which == row)
             x, y, z = (here[chosen] & 7).T

@@ -1,0 +1,31 @@
+"""Every stage there is, by name."""
+
+from pipeline.stages.affinities import Affinities
+from pipeline.stages.agglomeration import Agglomeration
+from pipeline.stages.base import Stage
+from pipeline.stages.downsample import Downsample
+from pipeline.stages.ingest import Ingest
+from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
+from pipeline.stages.overlaps import Overlaps
+from pipeline.stages.region_graph import RegionGraphs
+from pipeline.stages.relabel import Relabel
+from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
+from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
+
+STAGES: dict[str, type[Stage]] = {
+    "ingest": Ingest,
+    "affinities": Affinities,
+    "basins": Basins,
+    "basin_graph": BasinGraphs,
+    "supervoxel_table": SupervoxelTable,
+    "relabel": Relabel,
+    "region_graph": RegionGraphs,
+    "agglomeration": Agglomeration,
+    "downsample": Downsample,
+    "mesh_fragments": MeshFragments,
+    "meshes": SurfaceMeshes,
+    "skeleton_fragments": SkeletonFragments,
+    "skeletons": CenterlineSkeletons,
+    "overlaps": Overlaps,
+}
+"""The table of stages: what ``use`` may say in a recipe."""

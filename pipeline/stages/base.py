@@ -76,7 +76,11 @@ class Wave:
     level: int
 
     def __len__(self) -> int:
-        return self.stage.grid_at(self.level).counts(self.stage.octree_level(self.level)).product
+        return (
+            self.stage.grid_at(self.level)
+            .counts(self.stage.octree_level(self.level))
+            .product
+        )
 
     def keys(self, within: Bbox | None = None) -> Iterator[ChunkKey]:
         """Yield the keys, x fastest, without holding them.

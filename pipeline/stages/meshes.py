@@ -30,7 +30,9 @@ class MeshFragments(FragmentStage):
         """Triangulate, with a plane of background where the bounds end."""
         from pipeline.kernels.surface_mesh import surfaces
 
-        before = [int(a == b) for a, b in zip(task.box.start, task.bounds.start, strict=True)]
+        before = [
+            int(a == b) for a, b in zip(task.box.start, task.bounds.start, strict=True)
+        ]
         after = [int(a == b) for a, b in zip(task.box.stop, task.bounds.stop, strict=True)]
         padded = np.pad(segmentation, list(zip(before, after, strict=True)))
         found = surfaces(
@@ -108,6 +110,6 @@ class SurfaceMeshes(ShardStage):
         if self.form == "legacy" and self.sharded:
             faults.append(
                 f"{self.name}: legacy meshes of {self.output} are files per segment; "
-                "set sharded = false or form = \"multiresolution\""
+                'set sharded = false or form = "multiresolution"'
             )
         return faults

@@ -59,7 +59,9 @@ class VolumeStage(ChunkStage):
 
     def check(self, specs: Specs) -> list[str]:
         """Check that chunks divide into storage chunks and that the encoding fits."""
-        faults = chunk_faults(self.name, self.grid, self.storage_chunk, sharded=self.sharded)
+        faults = chunk_faults(
+            self.name, self.grid, self.storage_chunk, sharded=self.sharded
+        )
         output = self.describe(specs)
         if isinstance(output, VolumeSpec):
             allowed = _ENCODINGS[self.encoding]
@@ -111,9 +113,7 @@ def expect_volume(
     if spec.dtype not in dtypes:
         faults.append(f"{stage}: {layer} is {spec.dtype}; it takes {' or '.join(dtypes)}")
     if spec.channels != channels:
-        faults.append(
-            f"{stage}: {layer} has {spec.channels} channels; it takes {channels}"
-        )
+        faults.append(f"{stage}: {layer} has {spec.channels} channels; it takes {channels}")
     return faults
 
 
@@ -130,5 +130,3 @@ def expect_bounds(stage: str, specs: Specs, layer: str, bounds: Bbox) -> list[st
 
 LABEL_DTYPES = ("uint8", "uint16", "uint32", "uint64")
 AFFINITY_DTYPES = ("uint8", "float32")
-
-

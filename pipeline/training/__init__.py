@@ -1,0 +1,1 @@
+"""Training of nets: samplers, augmentations, losses, the trainer, export."""

@@ -6,7 +6,7 @@ place, and draws the same numbers for the same generator. Images are float32 fro
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.random import Generator
@@ -38,7 +38,7 @@ def augment(
     Returns
     -------
     tuple of (float32 array, integer array), (x, y, z)
-        The altered patch. Labels follow the image where it moves, and stay where it is lost.
+        The altered patch; labels follow the image where it moves and stay where it is lost.
     """
     shifts = np.zeros((image.shape[2], 2), dtype=int)
     if rng.random() < config.misalign:
@@ -55,7 +55,9 @@ def augment(
     return image, labels
 
 
-def misalignment(rng: Generator, n_sections: int, furthest: int, slip: float) -> NDArray[np.int_]:
+def misalignment(
+    rng: Generator, n_sections: int, furthest: int, slip: float
+) -> NDArray[np.int_]:
     """Draw how far each section moves.
 
     Parameters
@@ -82,8 +84,8 @@ def misalignment(rng: Generator, n_sections: int, furthest: int, slip: float) ->
 
 
 def shift_sections(
-    array: NDArray[np.generic], shifts: NDArray[np.int_], margin: int
-) -> NDArray[np.generic]:
+    array: NDArray[Any], shifts: NDArray[np.int_], margin: int
+) -> NDArray[Any]:
     """Cut a margin off in x and y, from a place of its own in each section.
 
     Parameters
@@ -151,10 +153,11 @@ def vary_grey(rng: Generator, image: Image, span: float) -> Image:
     n = image.shape[2] if rng.random() < 0.5 else 1
     contrast, brightness = 1 + rng.uniform(-span, span, n), rng.uniform(-span, span, n)
     gamma = 2 ** rng.uniform(-1, 1, n)
-    scaled = (image - np.float32(0.5)) * contrast.astype(np.float32)
+    scaled: Image = (image - np.float32(0.5)) * contrast.astype(np.float32)
     scaled += (brightness + 0.5).astype(np.float32)
     np.clip(scaled, 0, 1, out=scaled)
-    return np.power(scaled, gamma.astype(np.float32))
+    np.power(scaled, gamma.astype(np.float32), out=scaled)
+    return scaled
 
 
 def blur_sections(rng: Generator, image: Image, max_sigma: float) -> Image:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ModelError
 from pipeline.geometry import Vec3
+from pipeline.nets.config import read_toml
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -144,15 +143,4 @@ class TrainConfig(_Strict):
         ModelError
             If it is absent or does not describe a training.
         """
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            raise ModelError(f"{path} does not exist; give the train.toml of a model") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is not TOML: {error}; mend the file") from error
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(str(part) for part in fault['loc']) or 'training'}: {fault['msg']}"
-                for fault in error.errors()
-            )
-            raise ModelError(f"{path} does not describe a training: {faults}") from error
+        return read_toml(path, cls)

@@ -81,7 +81,9 @@ def load_block(folder: Path, data: Data, sections: Span) -> Block:
     """
     path = folder / data.file
     if not path.is_file():
-        raise MissingInputError(f"{path} does not exist; set EM_DATA to the folder of the data")
+        raise MissingInputError(
+            f"{path} does not exist; set EM_DATA to the folder of the data"
+        )
     with h5py.File(path, "r") as file:
         for name in (data.image, data.labels):
             if name not in file:

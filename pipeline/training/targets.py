@@ -22,9 +22,7 @@ def affinities(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     joined = np.zeros((*labels.shape, 3), dtype=bool, order="F")
     for axis in range(3):
-        upper = [slice(None)] * 3
-        lower = [slice(None)] * 3
-        upper[axis], lower[axis] = slice(1, None), slice(None, -1)
-        here, before = labels[tuple(upper)], labels[tuple(lower)]
-        joined[(*upper, axis)] = (here == before) & (here != 0)
+        here = np.moveaxis(labels, axis, 0)
+        out = np.moveaxis(joined[..., axis], axis, 0)
+        out[1:] = (here[1:] == here[:-1]) & (here[1:] != 0)
     return joined

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from pipeline.errors import ModelError
+from pipeline.geometry import Bbox
 from pipeline.nets.config import ModelConfig
+from pipeline.nets.inference import predict
 from pipeline.nets.model import Model, build_net
 from pipeline.nets.turn import to_torch
 from pipeline.training.config import Optimisation, TrainConfig
 from pipeline.training.loss import Score, balanced_loss, mean_score, score
 from pipeline.training.sampler import Block, Example, training_example, validation_examples
+from pipeline.training.targets import affinities
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
@@ -53,8 +56,8 @@ class Trainer:
         granule = model.architecture.granule
         if any(config.patch % granule) or config.patch.x != config.patch.y:
             raise ModelError(
-                f"{model.name}: training patch {config.patch} does not divide by {granule}, "
-                "or is not as wide in x as in y; choose another"
+                f"{model.name}: training patch {config.patch} does not divide by "
+                f"{granule}, or is not as wide in x as in y; choose another"
             )
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -191,6 +194,27 @@ class Trainer:
             log.write_text("".join(json.dumps(e) + "\n" for e in kept), "utf-8")
 
 
+def score_block(model: Model, block: Block) -> Score:
+    """Score a model on a whole block, predicted from overlapping patches.
+
+    Parameters
+    ----------
+    model : Model
+        What predicts.
+    block : Block
+        What it never saw; the first plane of each axis has no predecessor and is left out.
+
+    Returns
+    -------
+    Score
+        Over all voxels of the block.
+    """
+    box = Bbox.of_shape(block.image.shape)
+    said = predict(model, block.image, read=box, core=box, bounds=box)[1:, 1:, 1:]
+    true = affinities(block.labels)[1:, 1:, 1:]
+    return score(torch.logit(to_torch(said), eps=1e-6), to_torch(true).float())
+
+
 def as_target(example: Example) -> Tensor:
     """Return the target of an example as a float tensor, (1, channel, z, y, x)."""
     return to_torch(example.target).float()
@@ -240,7 +264,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """
     path = folder / CHECKPOINT_FILE
     if not path.exists():
-        raise ModelError(f"{path} does not exist; train until the first checkpoint is saved")
+        raise ModelError(
+            f"{path} does not exist; train until the first checkpoint is saved"
+        )
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
 

@@ -62,6 +62,12 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
   std::vector<FlatMap<MeanContact>> neighbours(ids.size());
   for (std::size_t k = 0; k < pairs.size(); ++k) {
     const std::uint32_t i = place_of(pairs[k][0], ids), j = place_of(pairs[k][1], ids);
+    if (i == j || neighbours[i].find(j + 1ull) != nullptr) {
+      throw std::invalid_argument("the contact of " + std::to_string(ids[i]) + " and " +
+                                  std::to_string(ids[j]) +
+                                  " is listed twice or with itself; merge region graphs "
+                                  "instead of joining their rows");
+    }
     neighbours[i][j + 1ull] = neighbours[j][i + 1ull] = contacts[k];
     offer(contacts[k], i, j);
   }
@@ -87,7 +93,7 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
     if (neighbours[keep].size() < neighbours[drop].size()) std::swap(keep, drop);
     first[keep] = winner;
     neighbours[keep].erase(drop + 1ull);
-    const FlatMap<MeanContact> dropped = std::exchange(neighbours[drop], {});
+    const FlatMap<MeanContact> dropped = std::exchange(neighbours[drop], FlatMap<MeanContact>());
     dropped.for_each([&](std::uint64_t key, const MeanContact& moved) {
       const auto other = static_cast<std::uint32_t>(key - 1);
       if (other == keep) return;

@@ -1,0 +1,802 @@
+"""The command ``em``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import PipelineError, RecipeError, RootError, TaskError, TransientError
+from pipeline.geometry import Bbox, ChunkKey, Vec3
+from pipeline.specs import VoxelSize
+
+if TYPE_CHECKING:
+    from pipeline.layers.sources import Source
+    from pipeline.recipe import Recipe
+    from pipeline.runtime.drive import StageSummary
+    from pipeline.runtime.run import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From raw electron microscopy to neurons.\n\n"
+    "One block:  em reconstruct block.h5:raw --voxel-size 6,6,30 --root out\n\n"
+    "A recipe:   em plan|run|status|verify recipe.toml --root gs://lab/run1",
+)
+
+Root = Annotated[
+    str,
+    typer.Option("--root", envvar="EM_ROOT", help="Folder of the run: path, gs://, s3://."),
+]
+RecipePath = Annotated[str, typer.Argument(help="Recipe, a TOML file.")]
+RunName = Annotated[
+    str | None,
+    typer.Argument(help="Recipe or name of its run; all runs of the root if left out."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes; the cores of this machine if left out.")
+]
+Queue = Annotated[
+    str,
+    typer.Option(
+        envvar="EM_QUEUE", help="fq://FOLDER or sqs://NAME: em work does the tasks."
+    ),
+]
+BboxOption = Annotated[
+    str | None, typer.Option("--bbox", help="x0,y0,z0,x1,y1,z1 in voxels of mip 0.")
+]
+VoxelSizeOption = Annotated[
+    str | None,
+    typer.Option("--voxel-size", help="x,y,z [nm]; needed where the source does not say."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(help="File, folder or URL; file.h5:dataset.")],
+    root: Root,
+    layer: Annotated[str, typer.Option(help="Name of the layer.")] = "image",
+    voxel_size: VoxelSizeOption = None,
+    offset: Annotated[
+        str | None, typer.Option(help="First voxel x,y,z; as the source says if left out.")
+    ] = None,
+    bbox: BboxOption = None,
+    kind: Annotated[
+        str | None, typer.Option(help="image or segmentation; by dtype if left out.")
+    ] = None,
+    intensity_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
+    ] = None,
+    chunk: Annotated[str, typer.Option(help="x,y,z of a task.")] = "512,512,64",
+    storage_chunk: Annotated[
+        str, typer.Option(help="x,y,z of a storage chunk.")
+    ] = "64,64,64",
+    encoding: Annotated[str | None, typer.Option(help="raw, png, jpeg, ...")] = None,
+    sharded: Annotated[bool, typer.Option(help="One shard file per task.")] = False,
+    mips: Annotated[int, typer.Option(help="Coarser mips.")] = 3,
+    workers: Workers = None,
+    replace: Annotated[bool, typer.Option(help="Delete what stands in the way.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a source of any format into a Precomputed layer, with its pyramid.
+
+    Example: em ingest stack.tif --voxel-size 6,6,30 --root gs://lab/run1
+    """
+    from pipeline.recipe import Recipe
+
+    with _open(source) as opened:
+        size, bounds, shift = _place(opened, voxel_size, offset, bbox)
+        values = kind or opened.kind_of_values
+    stage = {
+        "use": "ingest",
+        "source": "source",
+        "output": layer,
+        "kind_of_values": values,
+        "voxel_size_nm": list(size),
+        "shift": list(shift),
+        "storage_chunk": _ints(storage_chunk),
+        "sharded": sharded,
+        "encoding": encoding
+        or ("compressed_segmentation" if values == "segmentation" else "raw"),
+    }
+    if intensity_range:
+        stage["intensity_range"] = _floats(intensity_range, 2, "--intensity-range")
+    stages = [stage]
+    if mips:
+        stages.append(
+            {
+                "use": "downsample",
+                "layer": layer,
+                "output": f"{layer}/pyramid",
+                "mips": mips,
+                "storage_chunk": _ints(storage_chunk),
+            }
+        )
+    recipe = Recipe.parse(
+        {
+            "name": f"ingest-{layer}",
+            "grid": {
+                "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
+                "chunk": _ints(chunk),
+            },
+            "layers": {"source": source},
+            "stage": stages,
+        },
+        source=f"ingest of {source}",
+    )
+    run, rows = _run(recipe, root, workers=workers, replace=replace, quiet=quiet or as_json)
+    _report(run, rows, as_json=as_json)
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[str, typer.Argument(help="File, folder or URL; file.h5:dataset.")],
+    root: Root,
+    voxel_size: VoxelSizeOption = None,
+    truth: Annotated[str | None, typer.Option(help="Labels with the same voxels.")] = None,
+    bbox: BboxOption = None,
+    offset: Annotated[
+        str | None, typer.Option(help="First voxel x,y,z; as the source says if left out.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Affinity model: folder or name.")
+    ] = "cortex-rsunet",
+    threshold: Annotated[
+        float, typer.Option(help="Mean affinity down to which segments are merged.")
+    ] = 0.25,
+    intensity_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "reconstruct",
+    workers: Workers = None,
+    replace: Annotated[bool, typer.Option(help="Delete what stands in the way.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Take one block from its image to neurons with meshes and skeletons.
+
+    Example: em reconstruct block.h5:raw --voxel-size 6,6,30 --truth block.h5:labels --root out
+    """
+    from pipeline.recipe import Recipe
+    from pipeline.reconstruction import Block, block_recipe
+
+    with _open(source) as opened:
+        size, bounds, shift = _place(opened, voxel_size, offset, bbox)
+    truth_shift = Vec3(0, 0, 0)
+    if truth is not None:
+        with _open(truth) as labels:
+            _, _, truth_shift = _place(labels, ",".join(map(str, size)), offset, bbox)
+    block = Block(
+        source=_absolute(source),
+        bounds=bounds,
+        voxel_size_nm=size,
+        shift=shift,
+        model=model,
+        truth=None if truth is None else _absolute(truth),
+        truth_shift=truth_shift,
+        threshold=threshold,
+        intensity_range=None
+        if intensity_range is None
+        else tuple(_floats(intensity_range, 2, "--intensity-range")),  # type: ignore[arg-type]
+    )
+    recipe = Recipe.parse(block_recipe(name, block), source=f"reconstruction of {source}")
+    run, rows = _run(recipe, root, workers=workers, replace=replace, quiet=quiet or as_json)
+    scores = None
+    if truth is not None:
+        scores = _score(run)
+    sheet = _sheet(run, scores)
+    _report(run, rows, as_json=as_json, scores=scores, sheet=sheet)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    root: Root,
+    workers: Workers = None,
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(help="GiB for one task; this machine's, shared, if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will take, and refuse one that cannot work; write nothing.
+
+    Example: em plan recipe.toml --root gs://lab/run1 --memory-limit 8
+    """
+    from pipeline.runtime.estimate import estimate, require_memory
+    from pipeline.runtime.run import Run
+
+    run = Run.plan(_load(recipe), root)
+    waves = estimate(run)
+    if as_json:
+        _print_json({"recipe": run.recipe.name, "waves": [w.to_json() for w in waves]})
+    else:
+        _table(
+            [
+                "layer",
+                "stage",
+                "pool",
+                "wave",
+                "tasks",
+                "done",
+                "Mvoxel",
+                "GB in",
+                "GB out",
+                "peak GiB",
+            ],
+            [
+                [
+                    w.output,
+                    w.stage,
+                    w.pool,
+                    w.level,
+                    w.tasks,
+                    w.done,
+                    f"{w.voxels / 1e6:.1f}",
+                    f"{w.bytes_in / 1e9:.3f}",
+                    f"{w.bytes_out / 1e9:.3f}",
+                    f"{w.peak_memory / 2**30:.2f}",
+                ]
+                for w in waves
+            ],
+        )
+        total = sum(w.tasks for w in waves)
+        typer.echo(
+            f"{total} tasks in {len(waves)} waves; run them with: em run {recipe} --root {root}"
+        )
+    require_memory(run, _limit(memory_limit, workers))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    root: Root,
+    queue: Queue = "",
+    workers: Workers = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage or layer.")] = None,
+    bbox: BboxOption = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="LAYER/level_x_y_z: do this task again.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option(help="Delete outputs of other settings.")
+    ] = False,
+    memory_limit: Annotated[float | None, typer.Option(help="GiB for one task.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe to the end; what is already done is skipped.
+
+    With --bbox or --task, tasks that are done are done again, and only those.
+
+    Example: em run recipe.toml --root out --workers 2
+    """
+    begun = _load(recipe) if Path(recipe).exists() else _frozen(root, recipe)
+    started, rows = _run(
+        begun,
+        root,
+        queue=queue,
+        workers=workers,
+        replace=replace,
+        only=stage,
+        bbox=bbox,
+        tasks=task or [],
+        memory_limit=memory_limit,
+        quiet=quiet or as_json,
+    )
+    _report(started, rows, as_json=as_json)
+
+
+@app.command()
+def work(
+    queue: Annotated[
+        str, typer.Option(envvar="EM_QUEUE", help="fq://FOLDER or sqs://NAME.")
+    ],
+    lease_seconds: Annotated[int, typer.Option(help="Length of a lease.")] = 600,
+    until_empty: Annotated[
+        bool, typer.Option(help="Stop when the queue is empty.")
+    ] = False,
+    max_tasks: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
+) -> None:
+    """Do tasks from a queue, for any run; SIGTERM lets the task in hand end.
+
+    Example: em work --queue fq:///tmp/queue
+    """
+    import logging
+
+    from pipeline.runtime.worker import work as serve_queue
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    count = serve_queue(
+        queue, lease_s=lease_seconds, until_empty=until_empty, max_tasks=max_tasks
+    )
+    typer.echo(f"{count} tasks ended")
+
+
+@app.command()
+def status(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
+    """Count what is done, failed and missing, stage by stage.
+
+    Example: em status --root out
+    """
+    rows = []
+    for opened in _runs(root, recipe):
+        for stage in opened.recipe.stages:
+            total = sum(len(wave) for wave in stage.plan())
+            done = len(opened.done_keys(stage))
+            failed = len(opened.parked_keys(stage) - opened.done_keys(stage))
+            rows.append(
+                {
+                    "run": opened.recipe.name,
+                    "output": stage.output,
+                    "stage": stage.name,
+                    "tasks": total,
+                    "done": done,
+                    "failed": failed,
+                    "missing": total - done - failed,
+                }
+            )
+    if as_json:
+        _print_json({"stages": rows})
+        return
+    columns = ["run", "output", "stage", "tasks", "done", "failed", "missing"]
+    _table(columns, [[row[c] for c in columns] for row in rows])
+
+
+@app.command()
+def failures(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
+    """List the tasks that were given up, and why.
+
+    Example: em failures --root out --json
+    """
+    found = [
+        {"run": opened.recipe.name, **record}
+        for opened in _runs(root, recipe)
+        for record in opened.failures()
+    ]
+    if as_json:
+        _print_json({"failures": found})
+        return
+    for record in found:
+        typer.echo(
+            f"{record['run']}: {record['output']}/{record['key']} ({record['code']}, "
+            f"{record['starts']} starts, {record['host']}, {record['time']}): {record['reason']}"
+        )
+    typer.echo(
+        f"{len(found)} failed"
+        + ("; mend the cause, then em retry and em run" if found else "")
+    )
+
+
+@app.command()
+def retry(
+    root: Root,
+    recipe: RunName = None,
+    stage: Annotated[str | None, typer.Option(help="Only this layer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let the next em run try the failed tasks again.
+
+    Example: em retry --root out --stage affinities
+    """
+    count = sum(opened.retry(stage) for opened in _runs(root, recipe))
+    if as_json:
+        _print_json({"retried": count})
+    else:
+        typer.echo(f"{count} failed tasks will be tried again by em run")
+
+
+@app.command()
+def verify(
+    root: Root,
+    recipe: RunName = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage or layer.")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="See that objects are there; compare no checksum.")
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option(help="Let the next em run do what is damaged again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that every chunk of every layer was written; exit 1 and list what is not.
+
+    Example: em verify --root out --json
+    """
+    from pipeline.runtime.verify import forget_faults
+    from pipeline.runtime.verify import verify as prove
+
+    results = []
+    complete = True
+    for opened in _runs(root, recipe):
+        proofs = prove(opened, contents=not quick, only=stage)
+        whole = all(p.is_complete for p in proofs)
+        complete = complete and whole
+        results.append(
+            {
+                "run": opened.recipe.name,
+                "complete": whole,
+                "stages": [p.to_json() for p in proofs],
+            }
+        )
+        if not as_json:
+            for proof in proofs:
+                for fault in proof.faults:
+                    typer.echo(f"{proof.output}/{fault.key} {fault.kind}: {fault.detail}")
+            _table(
+                ["run", "layer", "stage", "tasks", "proved", "blank", "faults"],
+                [
+                    [
+                        opened.recipe.name,
+                        p.output,
+                        p.stage,
+                        p.tasks,
+                        p.done,
+                        p.blank,
+                        len(p.faults),
+                    ]
+                    for p in proofs
+                ],
+            )
+        if forget:
+            forget_faults(opened, proofs)
+    if as_json:
+        _print_json({"complete": complete, "runs": results})
+    else:
+        typer.echo(
+            "complete: every task is proved"
+            if complete
+            else "not complete: em run does what is missing or lost; add --forget here "
+            "for what is damaged"
+        )
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
+    """Score the segmentation against the truth; writes scores.json into the root.
+
+    Example: em eval --root out
+    """
+    from pipeline.stages.overlaps import Overlaps
+
+    runs = [
+        opened
+        for opened in _runs(root, recipe)
+        if any(isinstance(s, Overlaps) for s in opened.recipe.stages)
+    ]
+    if not runs:
+        raise RootError(
+            f"no run in {root} compares with a truth; add a stage overlaps, or give --truth "
+            "to em reconstruct"
+        )
+    for opened in runs:
+        scores = _score(opened)
+        if as_json:
+            _print_json(scores)
+        else:
+            _print_scores(scores)
+
+
+@app.command()
+def view(
+    root: Root,
+    recipe: RunName = None,
+    position: Annotated[str | None, typer.Option(help="x,y,z in voxels of mip 0.")] = None,
+    segments: Annotated[
+        str | None, typer.Option(help="Ids to select; the largest ones if left out.")
+    ] = None,
+    url: Annotated[
+        bool, typer.Option("--url", help="Print a hosted link and end.")
+    ] = False,
+    screenshot: Annotated[
+        Path | None, typer.Option(help="Take a picture in headless Chromium and end.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of the viewer; any if 0.")] = 0,
+) -> None:
+    """Open the layers of a run in Neuroglancer, until Ctrl-C.
+
+    Example: em view --root out
+    """
+    from pipeline import view as neuroglancer_view
+    from pipeline.runtime.results import view_layers
+
+    chosen = None if segments is None else _ints(segments)
+    layers = [v for r in _runs(root, recipe) for v in view_layers(r, segments=chosen)]
+    place = None if position is None else _ints(position)
+    if url:
+        typer.echo(neuroglancer_view.hosted_url(layers, place))
+        return
+    with neuroglancer_view.launch(layers, place, port=port) as viewer:
+        if screenshot is not None:
+            neuroglancer_view.screenshot(viewer, screenshot)
+            typer.echo(f"picture: {screenshot}")
+            return
+        typer.echo(f"Neuroglancer: {viewer.url}   (Ctrl-C ends)")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            typer.echo("closed")
+
+
+def main() -> None:
+    """Run the command; print an error of ours as one message, without a traceback."""
+    try:
+        app()
+    except PipelineError as error:
+        typer.echo(f"em: {error}", err=True)
+        sys.exit(1 if isinstance(error, TaskError | TransientError) else 2)
+
+
+# -- parts -----------------------------------------------------------------------------
+
+
+def _run(
+    recipe: Recipe,
+    root: str,
+    *,
+    queue: str = "",
+    workers: int | None = None,
+    replace: bool = False,
+    only: str | None = None,
+    bbox: str | None = None,
+    tasks: Sequence[str] = (),
+    memory_limit: float | None = None,
+    quiet: bool = False,
+) -> tuple[Run, list[StageSummary]]:
+    from pipeline.runtime.drive import run_to_end
+    from pipeline.runtime.estimate import require_memory
+    from pipeline.runtime.executors import Pool, Queued, serial
+    from pipeline.runtime.run import Run
+
+    within = None if bbox is None else Bbox.parse(bbox)
+    chosen = None
+    if tasks:
+        outputs = {t.rpartition("/")[0] for t in tasks}
+        if len(outputs) > 1:
+            raise RecipeError(
+                recipe.name, [f"--task names the layers {sorted(outputs)}; name one"]
+            )
+        only = outputs.pop()
+        chosen = [ChunkKey.parse(t.rpartition("/")[2]) for t in tasks]
+    if only is not None:
+        only = recipe.stage(only).output
+    planned = Run.plan(recipe, root)
+    if not queue:
+        require_memory(planned, _limit(memory_limit, workers))
+    if within is not None and not planned.bounds.contains(within):
+        raise RecipeError(
+            recipe.name,
+            [f"bbox {within} is outside the run, which covers {planned.bounds}"],
+        )
+    started = Run.start(recipe, root, replace=replace)
+    count = workers or os.cpu_count() or 1
+    manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
+    if not queue and count > 1:
+        manager = Pool(count)
+    with manager as executor:
+        rows = run_to_end(
+            started, executor, only=only, within=within, tasks=chosen, quiet=quiet
+        )
+    return started, rows
+
+
+def _limit(memory_limit: float | None, workers: int | None) -> int:
+    from pipeline.runtime.memory import machine_memory
+
+    if memory_limit is not None:
+        return int(memory_limit * 2**30)
+    return machine_memory() // (workers or os.cpu_count() or 1)
+
+
+def _report(
+    run: Run,
+    rows: list[StageSummary],
+    *,
+    as_json: bool,
+    scores: dict[str, Any] | None = None,
+    sheet: str | None = None,
+) -> None:
+    if as_json:
+        _print_json(
+            {
+                "run": run.recipe.name,
+                "root": run.store.root,
+                "stages": [r.to_json() for r in rows],
+                "scores": scores,
+                "contact_sheet": sheet,
+            }
+        )
+        return
+    _table(
+        [
+            "layer",
+            "stage",
+            "tasks",
+            "blank",
+            "Mvoxel",
+            "seconds",
+            "wall s",
+            "Mvox/s",
+            "peak MiB",
+        ],
+        [
+            [
+                r.output,
+                r.stage,
+                r.tasks,
+                r.blank,
+                f"{r.voxels / 1e6:.2f}",
+                f"{r.seconds:.1f}",
+                f"{r.wall_s:.1f}",
+                f"{r.rate:.2f}",
+                f"{r.peak_memory / 2**20:.0f}",
+            ]
+            for r in rows
+        ],
+    )
+    if scores is not None:
+        _print_scores(scores)
+    where = run.store.root.removeprefix("file://")
+    typer.echo(f"layers:  {where}")
+    if sheet is not None:
+        typer.echo(f"picture: {sheet}")
+    typer.echo(f"look:    em view --root {where}")
+
+
+def _score(run: Run) -> dict[str, Any]:
+    from pipeline.runtime.evaluate import evaluate as score
+
+    scores = score(run).model_dump(mode="json")
+    run.store.put_json("scores.json", scores)
+    return scores
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    typer.echo(
+        f"VOI split {scores['voi_split']:.3f} + merge {scores['voi_merge']:.3f} = "
+        f"{scores['voi_sum']:.3f} bits; adapted Rand error {scores['arand']:.4f} "
+        f"(precision {scores['rand_precision']:.3f}, recall {scores['rand_recall']:.3f})"
+    )
+    if scores["erl_nm"] is not None:
+        typer.echo(
+            f"ERL {scores['erl_nm'] / 1000:.2f} um of {scores['truth_erl_nm'] / 1000:.2f} um "
+            f"(NERL {scores['nerl']:.3f})"
+        )
+    typer.echo(
+        f"{scores['n_segments']} segments over {scores['n_truth']} objects of the truth"
+    )
+
+
+def _sheet(run: Run, scores: dict[str, Any] | None) -> str | None:
+    from pipeline.runtime.results import contact_sheet_of
+
+    if not run.store.root.startswith("file://"):
+        return None
+    path = Path(run.store.root.removeprefix("file://")) / "contact_sheet.png"
+    contact_sheet_of(run, path, scores)
+    return str(path)
+
+
+def _open(source: str) -> Source:
+    from pipeline.layers.sources import open_source
+
+    return open_source(source)
+
+
+def _place(
+    source: Source, voxel_size: str | None, offset: str | None, bbox: str | None
+) -> tuple[VoxelSize, Bbox, Vec3]:
+    """Return voxel size, bounds of the output, and its shift from the source."""
+    size = source.voxel_size_nm
+    if voxel_size is not None:
+        x, y, z = _floats(voxel_size, 3, "--voxel-size")
+        size = (x, y, z)
+    if size is None:
+        raise RecipeError(
+            source.location,
+            ["does not say how large its voxels are; give --voxel-size X,Y,Z in nm"],
+        )
+    if min(size) <= 0:
+        raise RecipeError("--voxel-size", [f"{size} is not positive; give x,y,z in nm"])
+    shift = Vec3(0, 0, 0)
+    if offset is not None:
+        shift = Vec3.of(_ints(offset)) - source.bounds.start
+    bounds = source.bounds.shifted(shift)
+    if bbox is not None:
+        wanted = Bbox.parse(bbox)
+        if wanted.is_empty or not bounds.contains(wanted):
+            raise RecipeError(
+                "--bbox",
+                [f"{wanted} is not inside {source.location}, which holds {bounds}"],
+            )
+        bounds = wanted
+    return size, bounds, shift
+
+
+def _absolute(location: str) -> str:
+    """Make a local location independent of the working folder."""
+    if "://" in location:
+        return location
+    return os.path.abspath(os.path.expanduser(location))
+
+
+def _load(path: str) -> Recipe:
+    from pipeline.recipe import Recipe
+
+    return Recipe.load(path)
+
+
+def _frozen(root: str, name: str) -> Recipe:
+    from pipeline.runtime.run import Run
+
+    if name not in Run.names(root):
+        return _load(name)
+    return Run.open(root, name).recipe
+
+
+def _runs(root: str, recipe: str | None) -> list[Run]:
+    from pipeline.runtime.run import Run
+
+    if recipe is not None:
+        name = _load(recipe).name if Path(recipe).exists() else recipe
+        return [Run.open(root, name)]
+    names = Run.names(root)
+    if not names:
+        raise RootError(f"{root} holds no run; start one with em run RECIPE --root {root}")
+    return [Run.open(root, name) for name in names]
+
+
+def _ints(text: str) -> list[int]:
+    try:
+        return [int(t) for t in text.split(",")]
+    except ValueError:
+        raise RecipeError(repr(text), ["is not whole numbers between commas"]) from None
+
+
+def _floats(text: str, count: int, option: str) -> list[float]:
+    try:
+        numbers = [float(t) for t in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise RecipeError(option, [f"{text!r} is not {count} numbers between commas"])
+    return numbers
+
+
+def _print_json(document: object) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> None:
+    cells = [columns, *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    is_number = [
+        bool(rows) and all(not isinstance(r[i], str) or _is_number(r[i]) for r in rows)
+        for i in range(len(columns))
+    ]
+    for row in cells:
+        typer.echo(
+            "  ".join(
+                c.rjust(w) if number else c.ljust(w)
+                for c, w, number in zip(row, widths, is_number, strict=True)
+            ).rstrip()
+        )
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()

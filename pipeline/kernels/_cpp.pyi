@@ -1,0 +1,56 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Triple = tuple[int, int, int]
+_Corners = tuple[_Triple, _Triple]
+_U64 = NDArray[np.uint64]
+_I64 = NDArray[np.int64]
+
+def watershed(
+    affinities: NDArray[Any],
+    origin: _Triple,
+    core: _Corners,
+    bounds: _Corners,
+    low: float,
+    high: float,
+    base: int,
+) -> tuple[_U64, _U64]: ...
+def basin_graph(
+    labels: _U64,
+    affinities: NDArray[Any],
+    origin: _Triple,
+    core: _Corners,
+    bounds: _Corners,
+    low: float,
+    high: float,
+) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64]: ...
+def merge_basins(
+    ids: _U64,
+    sizes: _U64,
+    joins: _U64,
+    pairs: _U64,
+    affinities: _U64,
+    keys: _U64,
+    size_threshold: int,
+    dust: int,
+) -> _U64: ...
+def region_graph(
+    labels: _U64,
+    affinities: NDArray[Any],
+    origin: _Triple,
+    core: _Corners,
+    bounds: _Corners,
+) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U64, _I64, _I64, _I64]: ...
+def agglomerate(
+    ids: _U64,
+    anchors: _U64,
+    pairs: _U64,
+    sums: _U64,
+    areas: _U64,
+    keys: _U64,
+    numerator: int,
+    denominator: int,
+) -> tuple[_U64, _U64, _U64, _U64, _U64]: ...
+def relabel(labels: _U64, ids: _U64, targets: _U64, keep_missing: bool) -> _U64: ...

@@ -1,0 +1,136 @@
+"""What chunks know of the basins of the whole volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Bbox, Halo
+from pipeline.kernels import _cpp
+from pipeline.kernels.placement import Placement, data_errors, scale_of
+from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.watershed import require_thresholds
+
+BASIN_GRAPH_HALO = Halo.of(before=1, after=1)
+"""Whether an edge across a lower face is on depends on what the voxel below it chose,
+and that on the edges to the successors of that voxel."""
+
+
+@dataclass(frozen=True, eq=False)
+class BasinGraph(Columns):
+    """Basins cut at chunk faces: their sizes, what joins them, their greatest edges.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Basins, ascending.
+    sizes : uint64 array, (n,)
+        Voxels of each.
+    joins : uint64 array, (j, 2)
+        Pairs, smaller id first, that are one basin of the volume; ascending.
+    pairs : uint64 array, (m, 2)
+        Other pairs in contact by an affinity above ``low``, smaller id first; ascending.
+    affinities : uint64 array, (m,)
+        Fixed-point affinity of the greatest edge between each pair.
+    keys : uint64 array, (m,)
+        Place of that edge in the order of all edges of equal affinity.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
+    sizes: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
+    joins: NDArray[np.uint64] = field(metadata=column(np.uint64, "join", width=2))
+    pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair", width=2))
+    affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
+    keys: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
+    scale: int
+
+
+def basin_graph(
+    labels: NDArray[Any],
+    affinities: NDArray[Any],
+    *,
+    box: Bbox,
+    read_box: Bbox,
+    bounds: Bbox,
+    low: float,
+    high: float,
+) -> BasinGraph:
+    """Measure the basins of a chunk and the edges that it owns between them.
+
+    A chunk owns the edges whose upper voxel it holds, so every edge is seen once.
+
+    Parameters
+    ----------
+    labels : unsigned array, (x, y, z)
+        Basins from `watershed`, with ids that no two chunks share; 0 is background.
+        Read only within the chunk and one plane below it.
+    affinities : uint8 or float32 array, (x, y, z, 3)
+        What the basins were made from.
+    box : Bbox
+        Chunk to measure.
+    read_box : Bbox
+        Box of both arrays: the chunk with `BASIN_GRAPH_HALO`, clipped to the bounds.
+    bounds : Bbox
+        Bounds of the volume.
+    low, high : float
+        Thresholds that the basins were made with.
+
+    Returns
+    -------
+    BasinGraph
+        The chunk's part of the basin graph; `merge_basin_graphs` adds up the parts.
+
+    Raises
+    ------
+    ValueError
+        If the thresholds are not 0 <= low < high.
+    GeometryError
+        If the boxes do not fit one another.
+    DataError
+        If an array has another dtype or shape, or affinities are NaN or outside [0, 1].
+    """
+    require_thresholds(low, high)
+    placement = Placement(box, read_box, bounds, BASIN_GRAPH_HALO)
+    with data_errors():
+        columns = _cpp.basin_graph(
+            placement.labels(labels),
+            placement.affinities(affinities),
+            placement.origin,
+            placement.core,
+            placement.corners,
+            low,
+            high,
+        )
+    return merge_basin_graphs([BasinGraph(*columns, scale=scale_of(affinities))])
+
+
+def merge_basin_graphs(graphs: Sequence[BasinGraph]) -> BasinGraph:
+    """Merge the basin graphs of disjoint chunks; their order does not matter.
+
+    Raises
+    ------
+    DataError
+        If there are none, or if they differ in scale.
+    """
+    scale = common_scale([g.scale for g in graphs])
+    ids, sizes, joins, pairs, affinities, keys = (
+        np.concatenate([getattr(g, name) for g in graphs])
+        for name in ("ids", "sizes", "joins", "pairs", "affinities", "keys")
+    )
+    basins, joined = Groups(ids), Groups(joins)
+    edges = Groups(pairs, affinities, keys)
+    return BasinGraph(
+        ids=basins.first(ids),
+        sizes=basins.reduce(np.add, sizes),
+        joins=joined.first(joins),
+        pairs=edges.first(pairs),
+        affinities=edges.last(affinities),
+        keys=edges.last(keys),
+        scale=scale,
+    )

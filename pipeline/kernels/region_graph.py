@@ -1,0 +1,166 @@
+"""Supervoxels, and the area and affinity of their contacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Bbox, Halo
+from pipeline.kernels import _cpp
+from pipeline.kernels.placement import Placement, data_errors, scale_of
+from pipeline.kernels.tables import Columns, Groups, column, common_scale
+
+REGION_GRAPH_HALO = Halo.of(before=1)
+"""A chunk owns the faces whose upper voxel it holds; the lower voxel may lie below it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegionGraph(Columns):
+    """Supervoxels and their contacts, as exact sums.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Supervoxels, ascending.
+    size : uint64 array, (n,)
+        Voxels of each.
+    anchor : uint64 array, (n,)
+        First voxel of each, by its place in the volume with x fastest: the same for
+        every chunking, unlike ids.
+    coordinate_sum : int64 array, (n, 3)
+        Sum of the coordinates of its voxels [voxel].
+    start, stop : int64 array, (n, 3)
+        Half-open box around each [voxel].
+    pairs : uint64 array, (m, 2)
+        Supervoxels in contact, smaller id first; ascending.
+    affinity : uint64 array, (m, 3)
+        Sum of the fixed-point affinities over the faces across each axis.
+    area : uint64 array, (m, 3)
+        Faces across each axis.
+    key : uint64 array, (m,)
+        First face of each contact, as 3 times the place of its upper voxel plus its axis.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "supervoxel"))
+    size: NDArray[np.uint64] = field(metadata=column(np.uint64, "supervoxel"))
+    anchor: NDArray[np.uint64] = field(metadata=column(np.uint64, "supervoxel"))
+    coordinate_sum: NDArray[np.int64] = field(
+        metadata=column(np.int64, "supervoxel", width=3)
+    )
+    start: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
+    stop: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
+    pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=2))
+    affinity: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=3))
+    area: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=3))
+    key: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact"))
+    scale: int
+
+    @property
+    def centroid(self) -> NDArray[np.float64]:
+        """Mean coordinate of each supervoxel, (n, 3) [voxel]."""
+        return self.coordinate_sum / self.size[:, None]
+
+    @property
+    def mean_affinity(self) -> NDArray[np.float64]:
+        """Mean affinity over all faces of each contact, (m,)."""
+        area = self.area.sum(axis=1) * float(self.scale)
+        mean: NDArray[np.float64] = self.affinity.sum(axis=1) / area
+        return mean
+
+
+def region_graph(
+    supervoxels: NDArray[Any],
+    affinities: NDArray[Any],
+    *,
+    box: Bbox,
+    read_box: Bbox,
+    bounds: Bbox,
+) -> RegionGraph:
+    """Measure the supervoxels of a chunk and sum the affinity over their contacts.
+
+    Parameters
+    ----------
+    supervoxels : unsigned array, (x, y, z)
+        Ids; 0 is background and touches nothing.
+    affinities : uint8 or float32 array, (x, y, z, 3)
+        Channel `a` at a voxel joins it to its predecessor along axis `a`.
+    box : Bbox
+        Chunk to measure.
+    read_box : Bbox
+        Box of both arrays: the chunk with `REGION_GRAPH_HALO`, clipped to the bounds.
+    bounds : Bbox
+        Bounds of the volume.
+
+    Returns
+    -------
+    RegionGraph
+        The chunk's part of the region graph; `merge_region_graphs` adds up the parts.
+
+    Raises
+    ------
+    GeometryError
+        If the boxes do not fit one another.
+    DataError
+        If an array has another dtype or shape, or affinities are NaN or outside [0, 1].
+    """
+    placement = Placement(box, read_box, bounds, REGION_GRAPH_HALO)
+    with data_errors():
+        pairs, affinity, area, key, ids, size, anchor, total, start, stop = (
+            _cpp.region_graph(
+                placement.labels(supervoxels),
+                placement.affinities(affinities),
+                placement.origin,
+                placement.core,
+                placement.corners,
+            )
+        )
+    graph = RegionGraph(
+        ids=ids,
+        size=size,
+        anchor=anchor,
+        coordinate_sum=total,
+        start=start,
+        stop=stop,
+        pairs=pairs,
+        affinity=affinity,
+        area=area,
+        key=key,
+        scale=scale_of(affinities),
+    )
+    return merge_region_graphs([graph])
+
+
+def merge_region_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
+    """Merge the region graphs of disjoint chunks, exactly and in any order.
+
+    Raises
+    ------
+    DataError
+        If there are none, or if they differ in scale.
+    """
+    scale = common_scale([g.scale for g in graphs])
+    nodes = Groups(np.concatenate([g.ids for g in graphs]))
+    contacts = Groups(np.concatenate([g.pairs for g in graphs]))
+
+    def reduced(groups: Groups, ufunc: np.ufunc, name: str) -> NDArray[Any]:
+        return groups.reduce(ufunc, np.concatenate([getattr(g, name) for g in graphs]))
+
+    return RegionGraph(
+        ids=reduced(nodes, np.minimum, "ids"),
+        size=reduced(nodes, np.add, "size"),
+        anchor=reduced(nodes, np.minimum, "anchor"),
+        coordinate_sum=reduced(nodes, np.add, "coordinate_sum"),
+        start=reduced(nodes, np.minimum, "start"),
+        stop=reduced(nodes, np.maximum, "stop"),
+        pairs=reduced(contacts, np.minimum, "pairs"),
+        affinity=reduced(contacts, np.add, "affinity"),
+        area=reduced(contacts, np.add, "area"),
+        key=reduced(contacts, np.minimum, "key"),
+        scale=scale,
+    )

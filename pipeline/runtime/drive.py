@@ -1,0 +1,155 @@
+"""Runs a recipe to its end, wave by wave, and says how it went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import TaskError
+from pipeline.geometry import Bbox, ChunkKey
+from pipeline.runtime.executors import Executor
+from pipeline.runtime.progress import WaveProgress
+from pipeline.runtime.run import Run
+from pipeline.stages.base import Stage, Wave
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What the done records of a stage add up to.
+
+    Parameters
+    ----------
+    output, stage : str
+        Layer, and the stage that wrote it.
+    tasks, blank, failed : int
+        How many tasks are done, how many of these blank, and how many were given up.
+    voxels : int
+        Voxels of the output.
+    seconds : float
+        Time in tasks, over all workers [s].
+    wall_s : float
+        Time that the stage took in this invocation [s].
+    peak_memory : int
+        Largest of any task [byte].
+    """
+
+    output: str
+    stage: str
+    tasks: int
+    blank: int
+    failed: int
+    voxels: int
+    seconds: float
+    wall_s: float
+    peak_memory: int
+
+    @property
+    def rate(self) -> float:
+        """Million voxels per second and worker."""
+        return self.voxels / 1e6 / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, with the rate."""
+        return {**asdict(self), "mvox_per_s": round(self.rate, 3)}
+
+
+def run_to_end(
+    run: Run,
+    executor: Executor,
+    *,
+    only: str | None = None,
+    within: Bbox | None = None,
+    tasks: Iterable[ChunkKey] | None = None,
+    quiet: bool = False,
+) -> list[StageSummary]:
+    """Do every task that is not done; what is done is skipped.
+
+    Parameters
+    ----------
+    run : Run
+        Started.
+    executor : Executor
+        Who does the tasks.
+    only : str or None
+        Only the stage of that output or name.
+    within : Bbox or None
+        Do the tasks that touch this box (mip 0) again, and only those.
+    tasks : iterable of ChunkKey or None
+        Do these tasks of the stage ``only`` again, and nothing else.
+    quiet : bool
+        Show no progress.
+
+    Raises
+    ------
+    TaskError
+        If tasks were given up; the waves after theirs were not begun.
+    """
+    started = {s.output: 0.0 for s in run.recipe.stages}
+    wanted = [s for s in run.recipe.stages if only in (None, s.output, s.name)]
+    chosen = None if tasks is None else set(tasks)
+    for stage in wanted:
+        begun = time.monotonic()
+        if within is None and chosen is None:
+            run.forget_lost(stage)
+        else:
+            _forget(run, stage, within, chosen)
+        for wave in stage.plan():
+            _wave(run, stage, wave, executor, within, chosen, quiet=quiet)
+        started[stage.output] = time.monotonic() - begun
+    return [summary(run, stage, started[stage.output]) for stage in wanted]
+
+
+def summary(run: Run, stage: Stage, wall_s: float = 0.0) -> StageSummary:
+    """Add up the done records of a stage."""
+    done = list(run.done_records(stage))
+    return StageSummary(
+        output=stage.output,
+        stage=stage.name,
+        tasks=len(done),
+        blank=sum(d.blank for d in done),
+        failed=len(run.parked_keys(stage)),
+        voxels=sum(d.voxels for d in done),
+        seconds=round(sum(d.seconds for d in done), 3),
+        wall_s=round(wall_s, 3),
+        peak_memory=max((d.peak_memory for d in done), default=0),
+    )
+
+
+def _forget(
+    run: Run, stage: Stage, within: Bbox | None, chosen: set[ChunkKey] | None
+) -> None:
+    for wave in stage.plan():
+        for key in wave.keys(within):
+            if chosen is None or key in chosen:
+                run.forget(stage, key)
+
+
+def _wave(
+    run: Run,
+    stage: Stage,
+    wave: Wave,
+    executor: Executor,
+    within: Bbox | None,
+    chosen: set[ChunkKey] | None,
+    *,
+    quiet: bool,
+) -> None:
+    ended = run.done_keys(stage) | run.parked_keys(stage)
+    keys = [
+        key
+        for key in wave.keys(within)
+        if key not in ended and (chosen is None or key in chosen)
+    ]
+    if keys:
+        title = stage.output if len(stage.plan()) == 1 else f"{stage.output} {wave.level}"
+        with WaveProgress(title, len(keys), quiet=quiet) as progress:
+            executor(run, stage, keys, progress)
+    parked = run.parked_keys(stage)
+    if parked:
+        example = next(d for d in run.failures() if d["output"] == stage.output)
+        raise TaskError(
+            f"{stage.name}: {len(parked)} of {len(wave)} tasks of {stage.output} failed, "
+            f"first {example['key']}: {example['reason']}; see em failures, mend the cause, "
+            "then em retry and em run"
+        )

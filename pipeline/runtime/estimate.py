@@ -1,0 +1,121 @@
+"""What a run will take, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import MemoryLimitError
+from pipeline.geometry import Bbox
+from pipeline.runtime.run import Run
+from pipeline.specs import Read, Region, VolumeSpec
+from pipeline.stages.base import Specs, Stage, Wave
+
+
+@dataclass(frozen=True)
+class WaveEstimate:
+    """What a wave will take.
+
+    Parameters
+    ----------
+    output, stage, pool : str
+        Layer, stage and kind of worker.
+    level : int
+        Number of the wave.
+    tasks, done : int
+        How many there are, and how many of them are done.
+    voxels : int
+        Voxels that are written.
+    bytes_in, bytes_out : int
+        Uncompressed volumes read and written; records, which depend on what the data
+        holds, are not counted [byte].
+    peak_memory : int
+        Of the largest task [byte].
+    """
+
+    output: str
+    stage: str
+    pool: str
+    level: int
+    tasks: int
+    done: int
+    voxels: int
+    bytes_in: int
+    bytes_out: int
+    peak_memory: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields."""
+        return asdict(self)
+
+
+def estimate(run: Run) -> list[WaveEstimate]:
+    """Estimate every wave; looks at a corner and a middle task of each, not at all."""
+    result = []
+    for stage in run.recipe.stages:
+        done = run.done_keys(stage)
+        for wave in stage.plan():
+            result.append(
+                _wave(run.specs, stage, wave, sum(k.level == wave.level for k in done))
+            )
+    return result
+
+
+def require_memory(run: Run, limit: int) -> None:
+    """Refuse a run whose tasks cannot fit.
+
+    Parameters
+    ----------
+    run : Run
+        Planned.
+    limit : int
+        Memory for one task [byte].
+
+    Raises
+    ------
+    MemoryLimitError
+        Naming every stage that cannot fit, and by how much.
+    """
+    faults = [
+        f"{stage.name}: a task of {stage.output} needs about {need / 2**30:.1f} GiB and has "
+        f"{limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer workers"
+        for stage in run.recipe.stages
+        if (need := stage.memory(run.specs)) > limit
+    ]
+    if faults:
+        raise MemoryLimitError("\n".join(faults))
+
+
+def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
+    grid = stage.grid_at(wave.level)
+    counts = grid.counts(stage.octree_level(wave.level))
+    keys = iter(wave.keys())
+    corner = next(keys)
+    middle = type(corner)(wave.level, *(n // 2 for n in counts))
+    task = stage.task(middle)
+    bytes_in = sum(_bytes(specs, read) for read in stage.reads(task).values())
+    target = stage.target(task)
+    spec = specs[target.layer] if target.layer in specs else None
+    voxels = grid.bounds.volume
+    bytes_out = 0
+    if isinstance(target, Region) and isinstance(spec, VolumeSpec):
+        bytes_out = voxels * spec.itemsize
+    return WaveEstimate(
+        output=stage.output,
+        stage=stage.name,
+        pool=stage.pool,
+        level=wave.level,
+        tasks=len(wave),
+        done=done,
+        voxels=voxels,
+        bytes_in=bytes_in * len(wave),
+        bytes_out=bytes_out,
+        peak_memory=stage.memory(specs),
+    )
+
+
+def _bytes(specs: Specs, read: Read) -> int:
+    if not isinstance(read, Region):
+        return 0
+    spec = specs.get(read.layer)
+    box: Bbox = read.box
+    return box.volume * spec.itemsize if isinstance(spec, VolumeSpec) else 0

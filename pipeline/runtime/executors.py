@@ -1,0 +1,248 @@
+"""Ways to do the tasks of a wave: in this process, in a pool of them, or on a queue."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Protocol, Self
+
+from pipeline.errors import PermanentError, TransientError
+from pipeline.geometry import ChunkKey
+from pipeline.runtime.progress import WaveProgress
+from pipeline.runtime.queue import TaskQueue
+from pipeline.runtime.run import ATTEMPTS, Run
+from pipeline.stages.base import Stage
+
+_RETRY_PAUSE_S = 1.0
+
+
+class Executor(Protocol):
+    """Does the tasks of a wave, and returns when each is done or parked."""
+
+    def __call__(
+        self, run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
+    ) -> None:
+        """Do the tasks.
+
+        Parameters
+        ----------
+        run : Run
+            Where they belong.
+        stage : Stage
+            Whose they are.
+        keys : list of ChunkKey
+            Tasks of one wave that are not done.
+        progress : WaveProgress
+            Told of each that ends.
+        """
+        ...
+
+
+def serial(run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress) -> None:
+    """Do the tasks one after another in this process."""
+    one_thread()
+    for key in keys:
+        progress.add(_attempt(run, stage, key), stage.task(key).box.volume)
+
+
+class Pool:
+    """Does tasks in processes of this machine.
+
+    A process that dies takes nothing with it but its own attempt: the pool is made
+    anew and the tasks that were under way are tried again, up to `ATTEMPTS` times.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._processes: ProcessPoolExecutor | None = None
+        self._serves: tuple[str, str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __call__(
+        self, run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
+    ) -> None:
+        """Do the tasks."""
+        starts: dict[ChunkKey, int] = {}
+        waiting = list(keys)
+        while waiting:
+            # One that died is tried alone, so that it takes no other task with it.
+            suspects = [k for k in waiting if starts.get(k, 0) > 0]
+            fresh = [k for k in waiting if starts.get(k, 0) == 0]
+            group = suspects[:1] or fresh
+            ended = self._do(run, stage, group, progress)
+            for key in set(group) - ended:
+                starts[key] = starts.get(key, 0) + 1
+                if starts[key] >= ATTEMPTS:
+                    error = PermanentError(
+                        f"{stage.name}: the process died {ATTEMPTS} times in {key} (killed, "
+                        "or out of memory); use fewer --workers or a smaller chunk"
+                    )
+                    run.park(stage, key, error, ATTEMPTS)
+                    progress.add("failed", 0)
+                    ended.add(key)
+            waiting = [k for k in waiting if k not in ended]
+
+    def _do(
+        self,
+        run: Run,
+        stage: Stage,
+        keys: list[ChunkKey],
+        progress: WaveProgress,
+    ) -> set[ChunkKey]:
+        """Do tasks until all have ended or the pool breaks; return what ended."""
+        ended: set[ChunkKey] = set()
+        left = iter(keys)
+        pool = self._open(run)
+        under_way: dict[Future[str], ChunkKey] = {}
+        try:
+            while True:
+                for key in itertools.islice(left, 2 * self.workers - len(under_way)):
+                    under_way[pool.submit(_in_pool, stage.output, str(key))] = key
+                if not under_way:
+                    return ended
+                finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    key = under_way[future]
+                    progress.add(future.result(), stage.task(key).box.volume)
+                    ended.add(key)
+                    del under_way[future]
+        except BrokenProcessPool:
+            self._close()
+            return self._with_results(run, stage, ended, under_way, progress)
+
+    def _open(self, run: Run) -> ProcessPoolExecutor:
+        """Return the processes, which live from wave to wave of one run."""
+        serves = (run.store.root, run.recipe.name)
+        if self._processes is None or self._serves != serves:
+            self._close()
+            one_thread()
+            self._serves = serves
+            self._processes = ProcessPoolExecutor(
+                self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_open,
+                initargs=serves,
+            )
+        return self._processes
+
+    def _close(self) -> None:
+        if self._processes is not None:
+            self._processes.shutdown(wait=True, cancel_futures=True)
+            self._processes = None
+
+    @staticmethod
+    def _with_results(
+        run: Run,
+        stage: Stage,
+        ended: set[ChunkKey],
+        under_way: dict[Future[str], ChunkKey],
+        progress: WaveProgress,
+    ) -> set[ChunkKey]:
+        """Add the tasks that ended although the pool broke under them."""
+        for key in under_way.values():
+            if run.done_record(stage, key) is not None:
+                progress.add("done", stage.task(key).box.volume)
+                ended.add(key)
+        return ended
+
+
+class Queued:
+    """Puts tasks on a queue and waits until workers have ended them.
+
+    Parameters
+    ----------
+    url : str
+        ``fq://`` folder or ``sqs://`` queue.
+    poll_s : float
+        Pause between looks at what is done [s].
+    on_wait : callable or None
+        Called at each look, for a caller that watches over workers.
+    """
+
+    def __init__(
+        self, url: str, *, poll_s: float = 1.0, on_wait: Callable[[], None] | None = None
+    ) -> None:
+        self.url = url
+        self._poll_s = poll_s
+        self._on_wait = on_wait
+
+    def __call__(
+        self, run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
+    ) -> None:
+        """Enqueue, and wait; a message that got lost is sent again."""
+        queue = TaskQueue(self.url)
+        missing = set(keys)
+        queue.insert(run.store.root, run.recipe.name, stage.output, keys)
+        empty_looks = 0
+        while missing:
+            time.sleep(self._poll_s)
+            if self._on_wait is not None:
+                self._on_wait()
+            parked = run.parked_keys(stage)
+            ended = missing & (run.done_keys(stage) | parked)
+            for key in ended:
+                progress.add(
+                    "failed" if key in parked else "done", stage.task(key).box.volume
+                )
+            missing -= ended
+            # Looking twice leaves time for the record of a message just acknowledged.
+            empty_looks = empty_looks + 1 if missing and queue.is_empty() else 0
+            if empty_looks >= 3:
+                queue.insert(run.store.root, run.recipe.name, stage.output, sorted(missing))
+                empty_looks = 0
+
+
+def _attempt(run: Run, stage: Stage, key: ChunkKey) -> str:
+    for start in range(1, ATTEMPTS + 1):
+        try:
+            return run.attempt(stage, key, counted=False)
+        except TransientError as error:
+            if start == ATTEMPTS:
+                run.park(stage, key, error, start)
+                return "failed"
+            time.sleep(_RETRY_PAUSE_S * 2 ** (start - 1))
+    raise AssertionError("every path above returns")
+
+
+_opened: dict[str, Run] = {}
+
+
+def _open(root: str, name: str) -> None:
+    one_thread()
+    _opened["run"] = Run.open(root, name)
+
+
+def _in_pool(output: str, key: str) -> str:
+    run = _opened["run"]
+    return _attempt(run, run.recipe.stage(output), ChunkKey.parse(key))
+
+
+def one_thread() -> None:
+    """Keep numeric libraries to one thread per process.
+
+    Processes are the parallelism; and sums of a net do not depend on the number of
+    cores of the machine that computes them.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = "1"

@@ -1,0 +1,107 @@
+"""What a person looks at: the layers of a run in a viewer, and their contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.geometry import Bbox
+from pipeline.runtime.run import Run
+from pipeline.specs import Mesh, Region, VolumeSpec
+from pipeline.stages.region_graph import RegionGraphs
+
+if TYPE_CHECKING:
+    from pipeline.view import ViewLayer
+
+_SELECTED = 12
+_SHOWN = ("image", "affinities", "segmentation", "truth")
+
+
+def view_layers(run: Run, *, segments: list[int] | None = None) -> list[ViewLayer]:
+    """Describe the volumes of a run for the viewer, what they hang on it included.
+
+    Parameters
+    ----------
+    run : Run
+        Started.
+    segments : list of int or None
+        Ids to select; None takes the largest ones of every layer with meshes.
+    """
+    from pipeline.view import ViewLayer
+
+    written = {stage.output for stage in run.recipe.stages}
+    layers = []
+    for stage in run.recipe.stages:
+        spec = run.specs[stage.output]
+        if not isinstance(spec, VolumeSpec) or stage.output.endswith("/pyramid"):
+            continue
+        # Basins and supervoxels are means to an end: only what is named for a viewer.
+        if stage.output not in _SHOWN and f"{stage.output}/meshes" not in written:
+            continue
+        meshes = f"{stage.output}/meshes" in written
+        selected: list[int] = []
+        if meshes:
+            selected = largest_segments(run, stage.output) if segments is None else segments
+        layers.append(
+            ViewLayer(
+                name=stage.output,
+                location=run.store.location(stage.output),
+                spec=run.specs[stage.output],
+                meshes=meshes,
+                skeletons=f"{stage.output}/skeletons" in written,
+                selected=selected,
+            )
+        )
+    return layers
+
+
+def largest_segments(run: Run, layer: str, count: int = _SELECTED) -> list[int]:
+    """Return the segments that fill most of a layer, the largest first.
+
+    Sizes come from the coarsest mip, which is small enough to hold.
+    """
+    spec = run.specs[layer]
+    assert isinstance(spec, VolumeSpec)
+    mip = len(spec.factors) - 1
+    ids = run.store.read(Region(layer, spec.bounds_at(mip), mip))
+    found, sizes = np.unique(ids, return_counts=True)
+    sizes = np.where(found == 0, 0, sizes)
+    order = np.argsort(-sizes, kind="stable")
+    return [int(found[i]) for i in order[:count] if sizes[i] > 0]
+
+
+def contact_sheet_of(run: Run, path: Path, scores: dict[str, Any] | None) -> None:
+    """Draw the contact sheet of a run: sections, segments, and neurons in 3D.
+
+    Parameters
+    ----------
+    run : Run
+        Complete.
+    path : Path
+        PNG to write.
+    scores : dict or None
+        Scores to print on it.
+    """
+    from pipeline.contact_sheet import contact_sheet
+
+    image = run.specs["image"]
+    assert isinstance(image, VolumeSpec)
+    box = _middle(image.bounds)
+    store = run.store
+    meshes: dict[int, Mesh] = {}
+    for segment in largest_segments(run, "segmentation"):
+        if segment in set(store.segments("segmentation/meshes")):
+            meshes[segment] = store.read_mesh("segmentation/meshes", segment)
+    contact_sheet(
+        path,
+        image=store.read(Region("image", box)),
+        affinities=store.read(Region("affinities", box)),
+        segmentation=store.read(Region("segmentation", box)),
+        meshes=meshes,
+        truth=store.read(Region("truth", box)) if "truth" in run.specs else None,
+        title=run.recipe.name,
+        scores=scores or {},
+        voxel_size_nm=image.voxel_size_nm,
+    )

@@ -1,0 +1,524 @@
+"""A run: a recipe at work in a folder, one task at a time.
+
+This is the only place where stages and storage meet. A task is skipped if it is done,
+else its inputs are read, ``process`` is called, the halo is cut, the output is written,
+and the done record last. A run killed anywhere is therefore finished by running again.
+
+Under the root, beside the layers::
+
+    runs/<recipe>.json             the frozen recipe and what each layer holds
+    <layer>/done/<key>.json        one record per task that is done
+    <layer>/failed/<key>.json      one record per task that was given up
+    <layer>/attempts/<key>.json    starts of a queued task that has not ended yet
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import (
+    DataError,
+    MissingInputError,
+    PermanentError,
+    RootError,
+    StaleOutputError,
+    TransientError,
+)
+from pipeline.geometry import Bbox, ChunkKey
+from pipeline.layers.provenance import provenance
+from pipeline.layers.store import Store
+from pipeline.recipe import Recipe
+from pipeline.runtime.memory import peak_memory, reset_peak_memory
+from pipeline.specs import LayerSpec, Record, Region, Value, VolumeSpec
+from pipeline.stages.base import Specs, Stage, Task
+
+ATTEMPTS = 5
+"""Starts of a task before it is parked with a failed record."""
+
+Outcome = Literal["done", "blank", "skipped"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the done record of a task says that the run needs."""
+
+    key: ChunkKey
+    lineage: str
+    objects: Mapping[str, str]
+    voxels: int
+    seconds: float
+    peak_memory: int
+    blank: bool
+
+    @classmethod
+    def from_json(cls, document: Any) -> Done | None:
+        """Read a done record; None if it is torn or of another form."""
+        try:
+            return cls(
+                key=ChunkKey.parse(document["key"]),
+                lineage=document["lineage"],
+                objects=document["objects"],
+                voxels=document["voxels"],
+                seconds=document["seconds"],
+                peak_memory=document["peak_memory"],
+                blank=document["kind"] == "blank",
+            )
+        except (TypeError, KeyError, ValueError):
+            return None
+
+
+class Run:
+    """A recipe in a root.
+
+    Parameters
+    ----------
+    store : Store
+        The root.
+    recipe : Recipe
+        Pinned.
+    specs : dict of str to LayerSpec
+        What every layer holds.
+    """
+
+    def __init__(self, store: Store, recipe: Recipe, specs: Specs) -> None:
+        self.store = store
+        self.recipe = recipe
+        self.specs = specs
+        self.lineage = recipe.lineage()
+        self._known_done: set[tuple[str, ChunkKey]] = set()
+
+    @classmethod
+    def plan(cls, recipe: Recipe, root: str) -> Run:
+        """Check a recipe against what its layers hold; write nothing.
+
+        Raises
+        ------
+        RecipeError
+            With every fault.
+        """
+        store = Store(root, recipe.layers)
+        recipe = recipe.pinned()
+        return cls(store, recipe, recipe.specs(lambda layer, _: store.describe(layer)))
+
+    @classmethod
+    def start(cls, recipe: Recipe, root: str, *, replace: bool = False) -> Run:
+        """Check a recipe, freeze it in the root, and create its layers.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            What to run.
+        root : str
+            Folder of the run.
+        replace : bool
+            Delete outputs that were made with another configuration.
+
+        Raises
+        ------
+        RecipeError, RootError, StaleOutputError
+            If it cannot work, the root cannot be written, or an output of another
+            configuration is in the way.
+        """
+        run = cls.plan(recipe, root)
+        stale = run.stale()
+        if stale and not replace:
+            raise StaleOutputError("\n".join(stale.values()))
+        for output in stale:
+            run.store.delete(output)
+        run.store.put_json(
+            f"runs/{recipe.name}.json",
+            {
+                "recipe": run.recipe.to_json(),
+                "specs": {k: s.model_dump(mode="json") for k, s in run.specs.items()},
+                "code_version": code_version(),
+            },
+        )
+        for stage in run.recipe.stages:
+            target = stage.output.removesuffix("/pyramid")
+            if target == stage.output:
+                run.store.create(stage.output, run.specs[target], run.provenance(stage))
+        return run
+
+    @classmethod
+    def open(cls, root: str, name: str) -> Run:
+        """Open a run that was started.
+
+        Raises
+        ------
+        RootError
+            If the root holds no such run.
+        """
+        store = Store(root)
+        path = f"runs/{name}.json"
+        document = store.get_json(path)
+        if document is None:
+            names = cls.names(root)
+            raise RootError(
+                f"{root} holds no run {name}; it holds {', '.join(names)}"
+                if names
+                else f"{root} holds no run; start one with em run RECIPE --root {root}"
+            )
+        recipe = Recipe.parse(document["recipe"], source=f"{root}/{path}")
+        specs: Specs = {k: _spec(s) for k, s in document["specs"].items()}
+        return cls(Store(root, recipe.layers), recipe, specs)
+
+    @classmethod
+    def names(cls, root: str) -> list[str]:
+        """List the runs that were started in a root."""
+        return [
+            path.removeprefix("runs/").removesuffix(".json")
+            for path in Store(root).list("runs/")
+        ]
+
+    # -- one task --------------------------------------------------------------------
+
+    def execute(self, stage: Stage, key: ChunkKey, *, again: bool = False) -> Outcome:
+        """Do a task, unless it is done.
+
+        Raises
+        ------
+        TransientError
+            Trying again may help; nothing was recorded.
+        PermanentError
+            It cannot; the caller parks the task with `park`.
+        """
+        record = self.done_record(stage, key)
+        if record is not None and not again:
+            return "skipped"
+        task = stage.task(key)
+        reads = stage.reads(task)
+        for read in reads.values():
+            if isinstance(read, Region):
+                self._require_written(stage, read)
+        reset_peak_memory()
+        started = time.time()
+        inputs = {name: self.store.read(read) for name, read in reads.items()}
+        value = stage.process(task, **inputs)
+        del inputs
+        target = stage.target(task)
+        spec = self.specs[target.layer]
+        value = cut_halo(stage, task, target, spec, value)
+        objects = self.store.write(target, spec, value)
+        blank = not objects
+        self.store.put_json(
+            self._path(stage, "done", key),
+            {
+                "kind": "blank" if blank else "done",
+                "stage": stage.name,
+                "key": str(key),
+                "digest": stage.digest,
+                "lineage": self.lineage[stage.output],
+                "inputs": {
+                    layer: self.lineage.get(layer, "") for layer in stage.inputs.values()
+                },
+                "objects": objects,
+                "voxels": task.box.volume,
+                "seconds": round(time.time() - started, 3),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "peak_memory": peak_memory(),
+                "host": platform.node(),
+                "code_version": code_version(),
+            },
+        )
+        self.store.delete_document(self._path(stage, "failed", key))
+        return "blank" if blank else "done"
+
+    def _require_written(self, stage: Stage, region: Region) -> None:
+        """Check that each task that writes into a region is done.
+
+        A storage chunk that is absent reads as background, which only its done record
+        tells from one that was never written.
+
+        Raises
+        ------
+        MissingInputError
+            If one is not.
+        """
+        writer = self._writers.get((region.layer, region.mip))
+        if writer is None:
+            return
+        for near in writer.grid_at(region.mip).touching(region.box):
+            key = ChunkKey(region.mip, near.x, near.y, near.z)
+            if (writer.output, key) in self._known_done:
+                continue
+            if self.done_record(writer, key) is None:
+                raise MissingInputError(
+                    f"{stage.name}: {region.layer}/{key} was never written; run stage "
+                    f"{writer.output} to the end first"
+                )
+            self._known_done.add((writer.output, key))
+
+    @cached_property
+    def _writers(self) -> dict[tuple[str, int], Stage]:
+        """The stage that writes each mip of each volume of this run."""
+        result: dict[tuple[str, int], Stage] = {}
+        for stage in self.recipe.stages:
+            for wave in stage.plan():
+                target = stage.target(stage.task(next(iter(wave.keys()))))
+                if isinstance(target, Region):
+                    result[target.layer, target.mip] = stage
+        return result
+
+    def attempt(self, stage: Stage, key: ChunkKey, *, counted: bool = True) -> str:
+        """Do a task and say how it went; give up where trying again cannot help.
+
+        A start is written down before the work, so that a task that kills its worker
+        is known at its next start.
+
+        Returns
+        -------
+        str
+            ``done``, ``blank``, ``skipped`` or ``failed``.
+
+        Raises
+        ------
+        TransientError
+            Up to the fourth time.
+        RootError, StaleOutputError
+            The root is full, read-only or another's: no task can go on.
+        """
+        path = self._path(stage, "attempts", key)
+        starts = 1
+        if counted:
+            if self.done_record(stage, key) is not None:
+                return "skipped"
+            if self.is_parked(stage, key):
+                return "failed"
+            before = self.store.get_json(path) or {}
+            starts = int(before.get("starts", 0)) + 1
+            if starts > ATTEMPTS:
+                self.park(stage, key, _died(starts - 1), starts - 1)
+                self.store.delete_document(path)
+                return "failed"
+            self.store.put_json(path, {"starts": starts, "host": platform.node()})
+        try:
+            outcome: str = self.execute(stage, key)
+        except TransientError as error:
+            if not counted or starts < ATTEMPTS:
+                raise
+            self.park(stage, key, error, starts)
+            outcome = "failed"
+        except (RootError, StaleOutputError):
+            # The whole run is in trouble, not this task.
+            raise
+        except Exception as error:
+            self.park(stage, key, error, starts)
+            outcome = "failed"
+        if counted:
+            self.store.delete_document(path)
+        return outcome
+
+    def park(
+        self, stage: Stage, key: ChunkKey, error: BaseException, starts: int = 1
+    ) -> None:
+        """Write the failed record of a task."""
+        text = "".join(traceback.format_exception(error))
+        self.store.put_json(
+            self._path(stage, "failed", key),
+            {
+                "stage": stage.name,
+                "output": stage.output,
+                "key": str(key),
+                "lineage": self.lineage[stage.output],
+                "code": getattr(error, "code", type(error).__name__),
+                "reason": str(error) or type(error).__name__,
+                "traceback": text,
+                "starts": starts,
+                "host": platform.node(),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
+
+    # -- what is done ----------------------------------------------------------------
+
+    def done_record(self, stage: Stage, key: ChunkKey) -> Done | None:
+        """Return the done record of a task, or None.
+
+        Raises
+        ------
+        StaleOutputError
+            If it is of another configuration.
+        """
+        done = Done.from_json(self.store.get_json(self._path(stage, "done", key)))
+        if done is not None and done.lineage != self.lineage[stage.output]:
+            raise StaleOutputError(self._stale_message(stage, key))
+        return done
+
+    def done_records(self, stage: Stage) -> Iterator[Done]:
+        """Yield every done record of a stage, listing them once."""
+        paths = list(self.store.list(f"{stage.output}/done/"))
+        with ThreadPoolExecutor(16) as threads:
+            for document in threads.map(self.store.get_json, paths):
+                done = Done.from_json(document)
+                if done is not None:
+                    yield done
+
+    def done_keys(self, stage: Stage) -> set[ChunkKey]:
+        """Return the tasks that have a done record, listing them once."""
+        return self._listed(stage, "done")
+
+    def parked_keys(self, stage: Stage) -> set[ChunkKey]:
+        """Return the tasks that have a failed record."""
+        return self._listed(stage, "failed")
+
+    def is_parked(self, stage: Stage, key: ChunkKey) -> bool:
+        """Whether a task was given up."""
+        return self.store.get_json(self._path(stage, "failed", key)) is not None
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return the failed records of all stages, in layer order."""
+        found = []
+        for stage in self.recipe.stages:
+            for key in sorted(self.parked_keys(stage)):
+                document = self.store.get_json(self._path(stage, "failed", key))
+                if isinstance(document, dict):
+                    found.append(document)
+        return found
+
+    def retry(self, output: str | None = None) -> int:
+        """Forget failed records, so that the next run tries again; return how many."""
+        count = 0
+        for stage in self.recipe.stages:
+            if output in (None, stage.output):
+                for key in self.parked_keys(stage):
+                    self.store.delete_document(self._path(stage, "attempts", key))
+                    self.store.delete_document(self._path(stage, "failed", key))
+                    count += 1
+        return count
+
+    def forget(self, stage: Stage, key: ChunkKey) -> None:
+        """Forget that a task is done."""
+        self._known_done.discard((stage.output, key))
+        self.store.delete_document(self._path(stage, "done", key))
+
+    def forget_lost(self, stage: Stage) -> list[ChunkKey]:
+        """Forget tasks whose objects are no longer there; return them.
+
+        Looks at names alone; ``em verify`` also compares checksums.
+        """
+        layer = self.data_layer(stage)
+        records = [d for d in self.done_records(stage) if d.objects]
+        if not records:
+            return []
+        present = {p.removeprefix(f"{layer}/") for p in self.store.list(f"{layer}/")}
+        lost = [d.key for d in records if not present.issuperset(d.objects)]
+        for key in lost:
+            self.forget(stage, key)
+        return lost
+
+    def stale(self) -> dict[str, str]:
+        """Say, by layer, which outputs in the root are of another configuration."""
+        result = {}
+        for stage in self.recipe.stages:
+            path = next(iter(self.store.list(f"{stage.output}/done/")), None)
+            done = Done.from_json(self.store.get_json(path)) if path else None
+            if done is not None and done.lineage != self.lineage[stage.output]:
+                result[stage.output] = self._stale_message(stage, done.key)
+        return result
+
+    def data_layer(self, stage: Stage) -> str:
+        """Return the layer that holds what a stage writes."""
+        return stage.output.removesuffix("/pyramid")
+
+    def provenance(self, stage: Stage) -> dict[str, Any]:
+        """Return what the layer's provenance says of its making."""
+        inputs = list(stage.inputs.values())
+        return provenance(
+            description=(type(stage).__doc__ or "").strip().splitlines()[0],
+            sources=[self.store.location(layer) for layer in inputs],
+            method={
+                "task": stage.name,
+                "recipe": self.recipe.name,
+                "configuration": stage.to_json(),
+                "digest": stage.digest,
+                "lineage": self.lineage[stage.output],
+                "inputs": {layer: self.lineage.get(layer, "") for layer in inputs},
+                "code_version": code_version(),
+            },
+            by=getpass.getuser(),
+            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        )
+
+    def _path(self, stage: Stage, what: str, key: ChunkKey) -> str:
+        return f"{stage.output}/{what}/{key}.json"
+
+    def _listed(self, stage: Stage, what: str) -> set[ChunkKey]:
+        prefix = f"{stage.output}/{what}/"
+        return {
+            ChunkKey.parse(name)
+            for path in self.store.list(prefix)
+            if "/" not in (name := path.removeprefix(prefix).removesuffix(".json"))
+        }
+
+    def _stale_message(self, stage: Stage, key: ChunkKey) -> str:
+        return (
+            f"{stage.name}: {stage.output}/{key} was written with another configuration or "
+            "from other inputs; give another --root or output, or --replace to delete it"
+        )
+
+    @cached_property
+    def bounds(self) -> Bbox:
+        """Box around every volume that the run writes, at mip 0."""
+        boxes = [s.bounds for s in self.specs.values() if isinstance(s, VolumeSpec)]
+        if not boxes:
+            raise MissingInputError(f"run {self.recipe.name} has no volume")
+        hull = boxes[0]
+        for box in boxes[1:]:
+            hull = hull.hull(box)
+        return hull
+
+
+def cut_halo(
+    stage: Stage, task: Task, target: Region | Record, spec: LayerSpec, value: Value
+) -> Value:
+    """Cut the halo from a volume and check that it is what the stage declared.
+
+    Raises
+    ------
+    DataError
+        If the shape or dtype is another.
+    """
+    if not isinstance(target, Region) or not isinstance(spec, VolumeSpec):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"{stage.name}: {task.key} is {type(value).__name__}, not a volume")
+    extra = (spec.channels,) if spec.channels > 1 else ()
+    if value.shape == (*task.read_box.shape, *extra):
+        value = value[task.core]
+    if value.shape != (*task.box.shape, *extra) or value.dtype != np.dtype(spec.dtype):
+        raise DataError(
+            f"{stage.name}: {task.key} is {value.dtype} of {value.shape}, and {target.layer} "
+            f"takes {spec.dtype} of {(*task.box.shape, *extra)}"
+        )
+    return value
+
+
+def code_version() -> str:
+    """Return the version of the code, from the environment of an image or the package."""
+    return os.environ.get("EM_CODE_VERSION") or version("em-pipeline")
+
+
+def _died(starts: int) -> PermanentError:
+    return PermanentError(
+        f"the worker died {starts} times in this task (killed, or out of memory); "
+        "give it more memory, then em retry"
+    )
+
+
+def _spec(document: Any) -> LayerSpec:
+    from pydantic import TypeAdapter
+
+    adapter: TypeAdapter[LayerSpec] = TypeAdapter(LayerSpec)
+    return adapter.validate_python(document)

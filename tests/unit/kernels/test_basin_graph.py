@@ -1,0 +1,125 @@
+"""The basin graph against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.geometry import Bbox, Vec3
+from pipeline.kernels.basin_graph import BasinGraph, basin_graph, merge_basin_graphs
+from pipeline.kernels.watershed import watershed
+
+SHAPE = (6, 5, 4)
+LOW, HIGH = 0.2, 0.95
+
+
+def whole(affinities):
+    box = Bbox.of_shape(affinities.shape[:3], Vec3(7, -3, 11))
+    boxes = {"box": box, "read_box": box, "bounds": box}
+    labels = watershed(affinities, low=LOW, high=HIGH, **boxes).labels
+    return labels, basin_graph(labels, affinities, low=LOW, high=HIGH, **boxes)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("levels", [4, 6, 256])
+def test_graph_is_that_of_the_definition(make_affinities, dtype, levels):
+    affinities = make_affinities(SHAPE, dtype, seed=levels, levels=levels)
+    labels, graph = whole(affinities)
+    scale = 255 if dtype == "uint8" else 1 << 20
+    greatest = {}
+    for v in np.ndindex(SHAPE):
+        for axis in range(3):
+            if v[axis] == 0:
+                continue
+            below = tuple(c - (a == axis) for a, c in enumerate(v))
+            pair = tuple(sorted((int(labels[v]), int(labels[below]))))
+            steps = 1 if dtype == "uint8" else scale
+            code = math.floor(float(affinities[(*v, axis)]) * steps + 0.5)
+            if pair[0] in (0, pair[1]) or code <= LOW * scale:
+                continue
+            place = 3 * np.ravel_multi_index(v, SHAPE, order="F") + axis
+            greatest[pair] = max(greatest.get(pair, (0, 0)), (code, int(place)))
+    assert graph.scale == scale
+    assert len(greatest) > 3
+    assert (
+        dict(
+            zip(
+                map(tuple, graph.pairs.tolist()),
+                zip(graph.affinities.tolist(), graph.keys.tolist(), strict=True),
+                strict=True,
+            )
+        )
+        == greatest
+    )
+    assert graph.joins.shape == (0, 2)
+    ids, sizes = np.unique(labels[labels > 0], return_counts=True)
+    np.testing.assert_array_equal(graph.ids, ids)
+    np.testing.assert_array_equal(graph.sizes, sizes)
+
+
+def test_a_basin_cut_by_a_face_is_joined():
+    """The lower part reaches the face and drains over it."""
+    affinities = np.zeros((4, 1, 1, 3), np.uint8)
+    affinities[1:, 0, 0, 0] = [100, 150, 200]
+    bounds = Bbox.of_shape((4, 1, 1))
+    labels = np.array([5, 5, 9, 9], np.uint64).reshape(4, 1, 1)
+    upper = Bbox(Vec3(2, 0, 0), Vec3(4, 1, 1))
+    read = Bbox(Vec3(1, 0, 0), Vec3(4, 1, 1))
+    graph = basin_graph(
+        labels[1:],
+        affinities[1:],
+        box=upper,
+        read_box=read,
+        bounds=bounds,
+        low=0.1,
+        high=0.9,
+    )
+    assert graph.joins.tolist() == [[5, 9]]
+    assert graph.pairs.tolist() == []
+    assert graph.ids.tolist() == [9]
+    assert graph.sizes.tolist() == [2]
+
+
+def test_background_touches_nothing():
+    affinities = np.full((4, 4, 4, 3), 255, np.uint8)
+    box = Bbox.of_shape((4, 4, 4))
+    labels = np.zeros((4, 4, 4), np.uint64)
+    graph = basin_graph(
+        labels, affinities, box=box, read_box=box, bounds=box, low=0.1, high=0.9
+    )
+    assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 6
+
+
+def test_merging_keeps_the_greatest_edge_and_adds_sizes():
+    def graph(ids, sizes, pairs, affinities, keys, joins=()):
+        return BasinGraph(
+            np.array(ids, np.uint64),
+            np.array(sizes, np.uint64),
+            np.array(joins, np.uint64).reshape(-1, 2),
+            np.array(pairs, np.uint64).reshape(-1, 2),
+            np.array(affinities, np.uint64),
+            np.array(keys, np.uint64),
+            255,
+        )
+
+    parts = [
+        graph([1, 2], [10, 20], [[1, 2], [1, 3]], [7, 5], [4, 9], [[2, 3]]),
+        graph([2, 3], [1, 2], [[1, 2], [1, 3]], [7, 6], [3, 2], [[2, 3], [1, 4]]),
+    ]
+    for order in (parts, parts[::-1]):
+        merged = merge_basin_graphs(order)
+        assert merged.ids.tolist() == [1, 2, 3]
+        assert merged.sizes.tolist() == [10, 21, 2]
+        assert merged.joins.tolist() == [[1, 4], [2, 3]]
+        assert merged.pairs.tolist() == [[1, 2], [1, 3]]
+        assert merged.affinities.tolist() == [7, 6]
+        assert merged.keys.tolist() == [4, 2]
+
+
+def test_refuses_to_merge_other_scales(make_affinities):
+    graphs = [whole(make_affinities(SHAPE, d, seed=1))[1] for d in ("uint8", "float32")]
+    with pytest.raises(DataError, match=r"\[255, 1048576\]"):
+        merge_basin_graphs(graphs)
+    with pytest.raises(DataError, match="at least one"):
+        merge_basin_graphs([])

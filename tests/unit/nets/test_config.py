@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import ModelError
+from pipeline.geometry import Vec3
+from pipeline.nets import ModelConfig
+
+
+def write(tmp_path, text):
+    (tmp_path / "model.toml").write_text(text)
+    return tmp_path
+
+
+def test_reads_what_is_written(tmp_path, model_toml):
+    config = ModelConfig.load(write(tmp_path, model_toml))
+    assert config.inference.stride == Vec3(10, 8, 4)
+    assert config.architecture.granule == Vec3(4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "tiny"', 'name = "tiny"\ncolour = 3', "colour"),
+        ("std = 50.0", "std = 0.0", "normalisation.std"),
+        ("overlap = [6, 4, 2]", "overlap = [6, 12, 2]", "overlap"),
+        ("patch = [16, 12, 6]", "patch = [16, 14, 6]", "divide by (4, 4, 1)"),
+        ("fold = [2, 2, 1]", "fold = [2, 2]", "three integers"),
+        ('sha256 = ""', 'sha256 = "abc"', "sha256"),
+        ("[architecture]", "[architecture", "not TOML"),
+    ],
+)
+def test_a_fault_is_named(tmp_path, model_toml, old, new, says):
+    assert old in model_toml
+    with pytest.raises(ModelError) as caught:
+        ModelConfig.load(write(tmp_path, model_toml.replace(old, new)))
+    assert says in str(caught.value)
+    assert "model.toml" in str(caught.value)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        ModelConfig.load(tmp_path)
+
+
+def test_the_digest_follows_every_field(tmp_path, model_toml):
+    config = ModelConfig.load(write(tmp_path, model_toml))
+    again = ModelConfig.load(write(tmp_path, model_toml))
+    other = ModelConfig.load(write(tmp_path, model_toml.replace("50.0", "51.0")))
+    weights = config.model_copy(update={"sha256": "0" * 64})
+    assert config.digest == again.digest
+    assert len({config.digest, other.digest, weights.digest}) == 3
+
+
+def test_planning_does_not_load_torch():
+    code = "import sys, pipeline.nets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

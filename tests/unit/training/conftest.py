@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+
+from pipeline.nets.config import ModelConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.sampler import Block
+
+MODEL = {
+    "name": "tiny",
+    "channels": ["x", "y", "z"],
+    "voxel_size_nm": [6.0, 6.0, 30.0],
+    "architecture": {"widths": [6, 8], "fold": [2, 2, 1]},
+    "normalisation": {"mean": 128.0, "std": 50.0},
+    "inference": {"patch": [24, 24, 6], "overlap": [8, 8, 2]},
+}
+
+TRAINING = {
+    "seed": 3,
+    "patch": [24, 24, 6],
+    "validation_patches": 2,
+    "validate_every": 5,
+    "save_every": 5,
+    "data": {
+        "file": "tissue.h5",
+        "image": "raw",
+        "labels": "labels",
+        "train": [0, 8],
+        "validation": [8, 14],
+    },
+    "augmentation": {
+        "grey": 0.5,
+        "misalign": 0.5,
+        "max_shift": 2,
+        "missing": 0.2,
+        "blur": 0.2,
+    },
+    "optimisation": {"steps": 10, "rate": 0.01, "warmup": 2, "average": 0.9},
+}
+
+
+def tissue(shape, seed):
+    """Cells around random points, parted by dark membranes of label 0."""
+    rng = np.random.default_rng(seed)
+    points = np.zeros(shape, bool)
+    points[tuple(rng.integers(0, n, 14) for n in shape)] = True
+    _, nearest = distance_transform_edt(~points, sampling=(1, 1, 4), return_indices=True)
+    labels = np.ravel_multi_index(tuple(nearest), shape).astype(np.uint16) + 1
+    membrane = np.zeros(shape, bool)
+    for axis in (0, 1):
+        membrane |= labels != np.roll(labels, 1, axis)
+    labels[membrane] = 0
+    image = np.where(membrane, 60, 180) + rng.normal(0, 8, shape)
+    return Block(
+        np.asfortranarray(image.clip(0, 255).astype(np.uint8)), np.asfortranarray(labels)
+    )
+
+
+@pytest.fixture
+def model():
+    return ModelConfig.model_validate(MODEL)
+
+
+@pytest.fixture
+def config():
+    return TrainConfig.model_validate(TRAINING)
+
+
+@pytest.fixture
+def block():
+    return tissue((40, 44, 12), 0)
+
+
+@pytest.fixture
+def validation():
+    return tissue((32, 32, 6), 1)
