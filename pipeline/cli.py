@@ -112,7 +112,7 @@ def ingest(
         or ("compressed_segmentation" if values == "segmentation" else "raw"),
     }
     if intensity_range:
-        stage["intensity_range"] = _floats(intensity_range, 2, "--intensity-range")
+        stage["intensity_range"] = _range(intensity_range)
     stages = [stage]
     if mips:
         stages.append(
@@ -167,7 +167,7 @@ def reconstruct(
 ) -> None:
     """Take one block from its image to neurons with meshes and skeletons.
 
-    Example: em reconstruct block.h5:raw --voxel-size 6,6,30 --truth block.h5:labels --root out
+    Example: em reconstruct block.h5:raw --voxel-size 6,6,30 --root out
     """
     from pipeline.recipe import Recipe
     from pipeline.reconstruction import Block, block_recipe
@@ -187,9 +187,7 @@ def reconstruct(
         truth=None if truth is None else _absolute(truth),
         truth_shift=truth_shift,
         threshold=threshold,
-        intensity_range=None
-        if intensity_range is None
-        else tuple(_floats(intensity_range, 2, "--intensity-range")),  # type: ignore[arg-type]
+        intensity_range=_range(intensity_range),
     )
     recipe = Recipe.parse(block_recipe(name, block), source=f"reconstruction of {source}")
     run, rows = _run(recipe, root, workers=workers, replace=replace, quiet=quiet or as_json)
@@ -254,7 +252,8 @@ def plan(
         )
         total = sum(w.tasks for w in waves)
         typer.echo(
-            f"{total} tasks in {len(waves)} waves; run them with: em run {recipe} --root {root}"
+            f"{total} tasks in {len(waves)} waves; run them with: "
+            f"em run {recipe} --root {root}"
         )
     require_memory(run, _limit(memory_limit, workers))
 
@@ -372,7 +371,8 @@ def failures(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
     for record in found:
         typer.echo(
             f"{record['run']}: {record['output']}/{record['key']} ({record['code']}, "
-            f"{record['starts']} starts, {record['host']}, {record['time']}): {record['reason']}"
+            f"{record['starts']} starts, {record['host']}, {record['time']}): "
+            f"{record['reason']}"
         )
     typer.echo(
         f"{len(found)} failed"
@@ -480,8 +480,8 @@ def evaluate(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
     ]
     if not runs:
         raise RootError(
-            f"no run in {root} compares with a truth; add a stage overlaps, or give --truth "
-            "to em reconstruct"
+            f"no run in {root} compares with a truth; add a stage overlaps, or give "
+            "--truth to em reconstruct"
         )
     for opened in runs:
         scores = _score(opened)
@@ -674,8 +674,8 @@ def _print_scores(scores: dict[str, Any]) -> None:
     )
     if scores["erl_nm"] is not None:
         typer.echo(
-            f"ERL {scores['erl_nm'] / 1000:.2f} um of {scores['truth_erl_nm'] / 1000:.2f} um "
-            f"(NERL {scores['nerl']:.3f})"
+            f"ERL {scores['erl_nm'] / 1000:.2f} um of "
+            f"{scores['truth_erl_nm'] / 1000:.2f} um (NERL {scores['nerl']:.3f})"
         )
     typer.echo(
         f"{scores['n_segments']} segments over {scores['n_truth']} objects of the truth"
@@ -776,6 +776,13 @@ def _floats(text: str, count: int, option: str) -> list[float]:
     if len(numbers) != count:
         raise RecipeError(option, [f"{text!r} is not {count} numbers between commas"])
     return numbers
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, high = _floats(text, 2, "--intensity-range")
+    return low, high
 
 
 def _print_json(document: object) -> None:

@@ -68,8 +68,8 @@ def colours_of(ids: NDArray[Any]) -> NDArray[np.float32]:
     unique, where = np.unique(np.asarray(ids).astype(np.uint64), return_inverse=True)
     bits = _scrambled(unique)
     hue = (bits & np.uint64(0xFFFF)).astype(np.float64) * (2 * np.pi / 65536)
-    lightness = 0.64 + 0.18 * ((bits >> np.uint64(16)) & np.uint64(0xFF)) / 255
-    chroma = 0.11 + 0.06 * ((bits >> np.uint64(24)) & np.uint64(0xFF)) / 255
+    lightness = 0.57 + 0.28 * ((bits >> np.uint64(16)) & np.uint64(0xFF)) / 255
+    chroma = 0.10 + 0.09 * ((bits >> np.uint64(24)) & np.uint64(0xFF)) / 255
     table = _oklch_to_rgb(lightness, chroma, hue)
     table[unique == 0] = 0
     shape = (*np.shape(ids), 3)
@@ -204,11 +204,12 @@ def contact_sheet(
     section: int | None = None,
     dpi: int = 150,
 ) -> None:
-    """Draw the layers of a block side by side, its largest neurons in 3D, its scores.
+    """Draw the layers of a block side by side, some neurons in 3D, its scores.
 
     Sections are those of the middle, across z and across y; of an oblong one, the
-    middle square. A segment of the truth has the colour of the segment that covers
-    most of it: two colours in one neuron are a split, one colour in two a merger.
+    middle square. A neuron of the truth has the colour of the segment that it is
+    `matched` with: where it shows several colours in the segmentation it was split,
+    where it shares its colour there with another it was merged.
 
     Parameters
     ----------
@@ -233,7 +234,7 @@ def contact_sheet(
     scores : mapping of str to float, or None
         Numbers to print, by name.
     n_meshes : int
-        Most neurons to show, those of the largest surface.
+        Most segments to show in 3D.
     section : int or None
         Voxel along z of the sections across z; None is the middle.
     dpi : int
@@ -258,7 +259,9 @@ def contact_sheet(
     partners = None if truth is None else matched(truth, segmentation)
     names = ["image", "affinities", "segmentation", "ground truth"]
     present = [True, affinities is not None, True, truth is not None]
-    sheet = _Sheet(planes, sum(present), has_scores=bool(scores), dpi=dpi)
+    sheet = _Sheet(
+        planes, sum(present), header=bool(title or subtitle), scores=bool(scores), dpi=dpi
+    )
     sheet.write_title(title, subtitle)
     for row, plane in enumerate(planes):
         grey = _grey(plane.cut(image))
@@ -274,15 +277,18 @@ def contact_sheet(
 
     low = np.array(corner_nm, dtype=np.float64)
     high = low + np.array(image.shape) * np.array(voxel_size_nm)
-    n_segments = len(fastremap.unique(segmentation[segmentation != 0]))
-    sheet.show_meshes(largest(meshes, n_meshes), low, high, n_segments)
+    n_segments = int(np.count_nonzero(fastremap.unique(segmentation)))
+    sheet.show_meshes(prominent(meshes, n_meshes), low, high, n_segments)
     if scores:
         sheet.write_scores(scores)
     sheet.save(path)
 
 
-def largest(meshes: Mapping[int, Mesh], n: int) -> dict[int, Mesh]:
-    """Take the meshes of the largest surface.
+def prominent(meshes: Mapping[int, Mesh], n: int) -> dict[int, Mesh]:
+    """Take the meshes that show most: large, and longer than wide.
+
+    Dendrites and axons that run through a block come before bodies and glia, which
+    would hide them.
 
     Parameters
     ----------
@@ -291,15 +297,20 @@ def largest(meshes: Mapping[int, Mesh], n: int) -> dict[int, Mesh]:
     n : int
         How many, at most.
     """
-    area = {segment: _area(mesh) for segment, mesh in meshes.items()}
-    chosen = sorted(area, key=lambda segment: (-area[segment], segment))[:n]
+    score = {
+        segment: math.sqrt(_area(mesh)) * min(_elongation(mesh), 4)
+        for segment, mesh in meshes.items()
+        if len(mesh.faces)
+    }
+    chosen = sorted(score, key=lambda segment: (-score[segment], segment))[:n]
     return {segment: meshes[segment] for segment in chosen}
 
 
 def matched(truth: NDArray[Any], segmentation: NDArray[Any]) -> dict[int, int]:
-    """Find the segment that covers most of each segment of the truth.
+    """Pair each segment of the truth with the segment that covers most of it.
 
-    Of a large block every second voxel or fewer along each axis are counted.
+    A segment that covers most of several goes to the one that it covers more of; the
+    others have none. Of a large block not every voxel is counted.
 
     Parameters
     ----------
@@ -309,7 +320,7 @@ def matched(truth: NDArray[Any], segmentation: NDArray[Any]) -> dict[int, int]:
     Returns
     -------
     dict of int to int
-        Segment by id of the truth; those that none covers are left out.
+        Segment by id of the truth; those without one are left out.
     """
     step = max(1, math.ceil((truth.size / _COUNTED) ** (1 / 3)))
     some = (slice(None, None, step),) * 3
@@ -317,11 +328,16 @@ def matched(truth: NDArray[Any], segmentation: NDArray[Any]) -> dict[int, int]:
     theirs, a = np.unique(truth[some][both], return_inverse=True)
     ours, b = np.unique(segmentation[some][both], return_inverse=True)
     pairs, counts = np.unique(a * max(len(ours), 1) + b, return_counts=True)
-    best: dict[int, int] = {}
+    partners: dict[int, int] = {}
+    met: set[int] = set()
+    taken: set[int] = set()
     for pair in pairs[np.argsort(-counts, kind="stable")].tolist():
         i, j = divmod(pair, len(ours))
-        best.setdefault(int(theirs[i]), int(ours[j]))
-    return best
+        if i not in met and j not in taken:
+            partners[int(theirs[i])] = int(ours[j])
+            taken.add(j)
+        met.add(i)
+    return partners
 
 
 @dataclass(frozen=True)
@@ -375,14 +391,20 @@ class _Sheet:
     width = 16.0
     edge = 0.4
     gap = 0.1
-    header = 1.05
     names = 0.32
     labels = 0.3
     scores = 0.95
 
     def __init__(
-        self, planes: list[_Plane], n_columns: int, *, has_scores: bool, dpi: int
+        self,
+        planes: list[_Plane],
+        n_columns: int,
+        *,
+        header: bool,
+        scores: bool,
+        dpi: int,
     ) -> None:
+        self.header = 1.05 if header else 0.3
         self.planes = planes
         room = 0.63 * self.width - self.edge - self.labels
         self.panel_width = min(3.4, room / n_columns - self.gap)
@@ -390,7 +412,7 @@ class _Sheet:
         self.heights = [
             self.panel_width * len(plane.rows) / len(plane.columns) for plane in planes
         ]
-        below = self.scores if has_scores else 0.0
+        below = self.scores if scores else 0.0
         content = sum(self.heights) + self.gap * (len(planes) - 1) + below
         self.height = max(6.5, self.header + self.names + content + self.edge)
         self.dpi = dpi
@@ -461,7 +483,7 @@ class _Sheet:
         axes.set_xlim(0, size[0])
         axes.set_ylim(size[1], 0)
         _scale_bar(axes, size, camera.nm_per_pixel)
-        extent = " x ".join(f"{e / 1000:.3g}" for e in high - low)
+        extent = " \N{MULTIPLICATION SIGN} ".join(f"{e / 1000:.3g}" for e in high - low)
         shown = (
             f"{len(meshes)} of {n_segments:,} segments" if meshes else "no surface meshes"
         )
@@ -510,8 +532,9 @@ def _painted(grey: Floats, ids: NDArray[Any]) -> Floats:
     outline[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     outline[1:] |= ids[1:] != ids[:-1]
     opacity = np.where(outline, 0.9, 0.5) * (ids != 0)
-    painted: Floats = grey[..., None] * (1 - opacity[..., None])
-    return painted + colours_of(ids) * opacity[..., None]
+    behind = grey[..., None] * (1 - opacity[..., None])
+    painted: Floats = behind + colours_of(ids) * opacity[..., None]
+    return painted
 
 
 def _replaced(ids: NDArray[Any], partners: Mapping[int, int]) -> NDArray[np.uint64]:
@@ -592,9 +615,9 @@ def _oklch_to_rgb(lightness: Floats, chroma: Floats, hue: Floats) -> Floats:
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
     cones = (lab @ _OKLAB_TO_CONES.T) ** 3
     linear = (cones @ _CONES_TO_RGB.T).clip(0, 1)
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
-    )
+    curved = 1.055 * linear ** (1 / 2.4) - 0.055
+    rgb: Floats = np.where(linear <= 0.0031308, 12.92 * linear, curved)
+    return rgb
 
 
 def _joined(
@@ -642,7 +665,7 @@ def _depth_buffer(
         depth_planes = np.einsum("fk,fkp->fp", seen[faces, 2] - seen[:, 2].min(), planes)
     for batch in _batches(seen, faces, planes, width, height):
         face, row = _rows(seen, faces, batch, height)
-        first, last = _span(planes[face], row + 0.5, width)
+        first, last = _span(planes[face], row, width)
         length = (last - first + 1).clip(0)
         span = np.repeat(np.arange(len(face)), length)
         column = np.arange(len(span)) - (np.cumsum(length) - length - first)[span]
@@ -662,10 +685,12 @@ def _batches(
     seen: Floats, faces: NDArray[np.int64], planes: Floats, width: int, height: int
 ) -> Iterator[NDArray[np.int64]]:
     """Yield faces that may cover a pixel, in groups of bounded total size."""
-    corners = seen[faces, :2]
-    first = np.ceil(corners.min(axis=1) - 0.5).clip(0, None)
-    last = np.floor(corners.max(axis=1) - 0.5).clip(None, (width - 1, height - 1))
-    boxed = (last - first + 1).clip(0).prod(axis=1)
+    boxed = np.ones(len(faces))
+    for axis, extent in enumerate((width, height)):
+        low, high = _ends(seen[faces, axis])
+        first = np.ceil(low - 0.5).clip(0, None)
+        last = np.floor(high - 0.5).clip(None, extent - 1)
+        boxed *= (last - first + 1).clip(0)
     seen_at_all = np.flatnonzero((boxed > 0) & ~np.isnan(planes[:, 0, 0]))
     group = np.cumsum(boxed[seen_at_all]) // _CANDIDATES
     starts = np.flatnonzero(np.diff(group)) + 1
@@ -678,30 +703,39 @@ def _rows(
     seen: Floats, faces: NDArray[np.int64], batch: NDArray[np.int64], height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List every row of pixels that each face of a batch reaches."""
-    y = seen[faces[batch], 1]
-    first = np.ceil(y.min(axis=1) - 0.5).clip(0, None).astype(np.int64)
-    last = np.floor(y.max(axis=1) - 0.5).clip(None, height - 1).astype(np.int64)
+    low, high = _ends(seen[faces[batch], 1])
+    first = np.ceil(low - 0.5).clip(0, None).astype(np.int64)
+    last = np.floor(high - 0.5).clip(None, height - 1).astype(np.int64)
     n_rows = last - first + 1
     at = np.repeat(np.arange(len(batch)), n_rows)
     return batch[at], np.arange(len(at)) - (np.cumsum(n_rows) - n_rows - first)[at]
 
 
+def _ends(of_corners: Floats) -> tuple[Floats, Floats]:
+    """Return the least and the most over the corners of each face."""
+    a, b, c = of_corners.T
+    return np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+
+
 def _span(
-    planes: Floats, y: Floats, width: int
+    planes: Floats, row: NDArray[np.int64], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first and last column of a row in which no weight is negative.
 
     Pixel (i, j) is sampled at its middle, (i + 0.5, j + 0.5).
     """
-    slope = planes[:, :, 0]
-    rest = planes[:, :, 1] * y[:, None] + planes[:, :, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = -rest / slope
-    low = np.where(slope > 0, root, -np.inf).max(axis=1)
-    high = np.where(slope < 0, root, np.inf).min(axis=1)
-    outside = ((slope == 0) & (rest < 0)).any(axis=1)
+    low, high = np.full(len(row), -np.inf), np.full(len(row), np.inf)
+    outside = np.zeros(len(row), bool)
+    for corner in range(3):
+        slope, down, constant = planes[:, corner].T
+        rest = down * (row + 0.5) + constant
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = -rest / slope
+        low = np.where(slope > 0, np.maximum(low, root), low)
+        high = np.where(slope < 0, np.minimum(high, root), high)
+        outside |= (slope == 0) & (rest < 0)
     first = np.ceil(low - 0.5 - 1e-6).clip(0, width)
-    last = np.where(outside, -1, np.floor(high - 0.5 + 1e-6).clip(-1, width - 1))
+    last = np.where(outside, -1, np.floor(high - 0.6).clip(-1, width - 1))
     return first.astype(np.int64), last.astype(np.int64)
 
 
@@ -711,12 +745,13 @@ def _vertex_normals(vertices: Floats, faces: NDArray[np.int64]) -> Floats:
     Surfaces follow voxels, thick ones along z; averaged normals hide the steps.
     """
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    of_face = np.cross(b - a, c - a)
+    of_face: Floats = np.cross(b - a, c - a)
     flat = faces.ravel()
+    of_vertex: Floats = np.zeros_like(vertices)
     for _ in range(_SMOOTHINGS):
         of_corner = np.repeat(of_face, 3, axis=0)
-        total = [np.bincount(flat, of_corner[:, i], len(vertices)) for i in range(3)]
-        of_vertex = np.stack(total, axis=1)
+        for i in range(3):
+            of_vertex[:, i] = np.bincount(flat, of_corner[:, i], len(vertices))
         of_face = of_vertex[faces].sum(axis=1)
     return _unit(of_vertex)
 
@@ -730,6 +765,12 @@ def _unit(vectors: Floats) -> Floats:
 def _area(mesh: Mesh) -> float:
     a, b, c = (mesh.vertices[mesh.faces[:, i]].astype(np.float64) for i in range(3))
     return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+
+
+def _elongation(mesh: Mesh) -> float:
+    """Return how far vertices spread along their main axis over the next."""
+    spread = np.linalg.eigvalsh(np.cov(mesh.vertices.astype(np.float64).T))
+    return float(np.sqrt(spread[2] / max(spread[1], 1e-12)))
 
 
 def _occlusion(depth: NDArray[np.float32], nm_per_pixel: float) -> NDArray[np.float32]:
@@ -749,7 +790,8 @@ def _occlusion(depth: NDArray[np.float32], nm_per_pixel: float) -> NDArray[np.fl
             with np.errstate(invalid="ignore"):
                 before = depth - around[r : r + height, c : c + width]
             blocked += np.nan_to_num(before / reach, nan=0, posinf=0, neginf=0).clip(0, 1)
-    return np.exp(-0.11 * blocked).astype(np.float32)
+    shade: NDArray[np.float32] = np.exp(-0.11 * blocked)
+    return shade
 
 
 def _lit(colour: NDArray[np.float32], normal: Floats, shade: NDArray[np.float32]) -> Floats:
@@ -760,7 +802,8 @@ def _lit(colour: NDArray[np.float32], normal: Floats, shade: NDArray[np.float32]
     diffuse = (normal @ light).clip(0)
     gloss = (normal @ half).clip(0) ** 40
     lit: Floats = colour * ((0.34 + 0.74 * diffuse) * shade)[:, None]
-    return (lit + 0.16 * (gloss * shade)[:, None]).clip(0, 1)
+    lit += 0.16 * (gloss * shade)[:, None]
+    return lit.clip(0, 1)
 
 
 def _shrunk(picture: NDArray[np.float32], by: int) -> Picture:
@@ -768,4 +811,5 @@ def _shrunk(picture: NDArray[np.float32], by: int) -> Picture:
     height, width = picture.shape[0] // by, picture.shape[1] // by
     mean = picture.reshape(height, by, width, by, 4).mean(axis=(1, 3))
     mean[..., :3] /= np.maximum(mean[..., 3:], 1e-6)
-    return (mean * 255).round().clip(0, 255).astype(np.uint8)
+    rounded: Picture = (mean * 255).round().clip(0, 255).astype(np.uint8)
+    return rounded

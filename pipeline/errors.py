@@ -3,7 +3,7 @@
 ::
 
     PipelineError
-    ├── TransientError               try again: the lease lapses, another worker takes the task
+    ├── TransientError               try again: the lease lapses, another worker takes it
     │   └── StorageUnavailableError  the store did not answer
     └── PermanentError               trying again cannot help; a person decides
         ├── GeometryError            a box, grid or voxel size is wrong      (ValueError)

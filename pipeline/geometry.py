@@ -92,7 +92,7 @@ class Vec3:
 
     @property
     def product(self) -> int:
-        """x times y times z."""
+        """Product of the three."""
         return self.x * self.y * self.z
 
     def astuple(self) -> tuple[int, int, int]:
@@ -334,7 +334,7 @@ class Grid:
             0 <= p < n for p, n in zip(key.position, self.counts(key.level), strict=True)
         ):
             raise GeometryError(
-                f"chunk {key} lies outside the grid of {self.counts(key.level)} at its level"
+                f"chunk {key} lies outside the grid, {self.counts(key.level)} at its level"
             )
         size = self.chunk * 2**key.level
         start = self.bounds.start + key.position * size
@@ -347,6 +347,9 @@ class Grid:
             for y in range(n.y):
                 for x in range(n.x):
                     yield ChunkKey(level, x, y, z)
+
+    def __iter__(self) -> Iterator[ChunkKey]:
+        return self.keys()
 
     def touching(self, box: Bbox) -> Iterator[ChunkKey]:
         """Yield the chunks (level 0) that share a voxel with the box, x fastest."""

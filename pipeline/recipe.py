@@ -108,8 +108,10 @@ class Recipe:
             faults.append('[layers] is not a table of locations; give name = "location"')
             layers = {}
         grid = document.get("grid", {})
-        for key in sorted(set(grid) - {"bounds", "chunk"}):
-            faults.append(f"[grid] has bounds and chunk, not {key!r}")
+        faults += [
+            f"[grid] has bounds and chunk, not {key!r}"
+            for key in sorted(set(grid) - {"bounds", "chunk"})
+        ]
         shared = {k: v for k, v in grid.items() if k in ("bounds", "chunk")}
         stages: list[Stage] = []
         entries = document.get("stage", [])
@@ -151,7 +153,8 @@ class Recipe:
         raise RecipeError(
             self.name,
             [
-                f"no stage writes {output!r}; it writes {', '.join(s.output for s in self.stages)}"
+                f"no stage writes {output!r}; they write "
+                + ", ".join(s.output for s in self.stages)
             ],
         )
 

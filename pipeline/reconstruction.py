@@ -16,6 +16,7 @@ _STORAGE_XY = 64
 _CHUNK_XY = 256
 _CHUNK_Z = 64
 _AFFINITY_XY = 512
+_NOWHERE = Vec3(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Block:
     source: str
     bounds: Bbox
     voxel_size_nm: VoxelSize
-    shift: Vec3 = Vec3(0, 0, 0)
+    shift: Vec3 = _NOWHERE
     model: str = "cortex-rsunet"
     truth: str | None = None
-    truth_shift: Vec3 = Vec3(0, 0, 0)
+    truth_shift: Vec3 = _NOWHERE
     threshold: float = 0.25
     intensity_range: tuple[float, float] | None = None
 

@@ -30,7 +30,7 @@ class RemapTable(Columns):
 
     def only(self, ids: NDArray[np.uint64]) -> RemapTable:
         """Return the rows of some ids; those that the table lacks are left out."""
-        rows = np.isin(self.ids, ids, assume_unique=False)
+        rows = np.isin(self.ids, ids)
         return RemapTable(self.ids[rows], self.targets[rows])
 
 

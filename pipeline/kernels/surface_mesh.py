@@ -95,7 +95,6 @@ def simplify(
     max_error_nm : float
         Farthest that a vertex may move [nm].
     """
-
     if len(faces) == 0:
         return vertices[:0], faces
     # The simplifier spans 2**20 units: stay near zero.

@@ -143,6 +143,8 @@ class LocalFolder(Folder):
                     return f.read() if stop is None else f.read(stop - (start or 0))
             except (FileNotFoundError, IsADirectoryError):
                 pass
+            except NotADirectoryError:
+                return None
             try:
                 content = target.with_name(f"{target.name}.gz").read_bytes()
             except FileNotFoundError:
@@ -185,15 +187,14 @@ class CloudFolder(Folder):
     def __init__(self, location: str) -> None:
         super().__init__(location)
         from cloudfiles import CloudFiles
-        from cloudfiles.exceptions import UnsupportedProtocolError
 
-        try:
-            self._files = CloudFiles(location, progress=False)
-        except (UnsupportedProtocolError, ValueError) as error:
+        self._files = CloudFiles(location, progress=False)
+        if self._files.protocol == "file":
+            # CloudFiles takes what it does not know for the name of a file.
             raise RootError(
-                f"{location} is not a place that can be read; give a path, gs://, s3:// "
-                "or https://"
-            ) from error
+                f"{location} is not a place that can be read; give a path, gs://, s3:// or "
+                "https://"
+            )
 
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:  # noqa: D102
         if self._files.protocol in ("http", "https"):

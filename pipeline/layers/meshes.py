@@ -28,6 +28,7 @@ QUANTIZATION_BITS = 16
 """A vertex lies within 1/65535 of a cell of the octree from where it should."""
 
 _DRACO_LEVEL = 7
+_ON_PLANE = 1e-9
 
 _MULTIRESOLUTION = "neuroglancer_multilod_draco"
 _LEGACY = "neuroglancer_legacy_mesh"
@@ -161,19 +162,22 @@ def _multiresolution(
     )
 
     unit = np.asarray(voxel_size_nm, dtype=np.float64)
-    in_voxels = [(m.vertices / unit).astype(np.float32) for m in levels]
+    in_voxels = [mesh.vertices / unit for mesh in levels]
     low = np.floor(np.min([v.min(axis=0) for v in in_voxels], axis=0))
-    # One more than the farthest vertex: none lies on the far face of the octree.
+    # Beyond the farthest vertex: none lies on the far face of the octree.
     extent = np.floor(np.max([v.max(axis=0) for v in in_voxels], axis=0)) + 1 - low
     cell = np.ceil(extent / 2 ** (len(levels) - 1))
-    cuts: list[dict[Cell, Mesh]] = []
+    cuts: list[dict[Cell, bytes]] = []
     for level, (vertices, mesh) in enumerate(zip(in_voxels, levels, strict=True)):
-        cut = _cut(Mesh(vertices, mesh.faces), low, cell, level)
-        for child in cuts[-1] if cuts else ():
-            x, y, z = child
+        fragments = dict(
+            _fragments(
+                (vertices - low) / cell, mesh.faces.astype(np.int64), level, len(levels)
+            )
+        )
+        for x, y, z in cuts[-1] if cuts else ():
             # A cell that has a child is listed even where its own level holds nothing.
-            cut.setdefault((x // 2, y // 2, z // 2), Mesh(vertices[:0], mesh.faces[:0]))
-        cuts.append(dict(sorted(cut.items(), key=lambda item: _morton(item[0]))))
+            fragments.setdefault((x // 2, y // 2, z // 2), b"")
+        cuts.append(dict(sorted(fragments.items(), key=lambda item: _morton(item[0]))))
     manifest = MultiLevelPrecomputedMeshManifest(
         segment_id=segment,
         chunk_shape=cell,
@@ -183,34 +187,10 @@ def _multiresolution(
         vertex_offsets=[[0, 0, 0]] * len(levels),
         num_fragments_per_lod=[len(cut) for cut in cuts],
         fragment_positions=[list(cut) for cut in cuts],
-        fragment_offsets=[],
+        fragment_offsets=[len(content) for cut in cuts for content in cut.values()],
     )
-    fragments = [
-        _fragment(mesh, manifest, level, row)
-        for level, cut in enumerate(cuts)
-        for row, mesh in enumerate(cut.values())
-    ]
-    manifest.fragment_offsets = [len(fragment) for fragment in fragments]
-    return bytes(manifest.to_binary()), b"".join(fragments)
-
-
-def _cut(
-    mesh: Mesh, low: NDArray[np.floating[Any]], cell: NDArray[np.floating[Any]], level: int
-) -> dict[Cell, Mesh]:
-    """Cut a level of detail into the cells of its height in the octree."""
-    import zmesh
-
-    whole = zmesh.Mesh(mesh.vertices, mesh.faces.astype(np.uint32), None)
-    if level > 0:
-        below = zmesh.chunk_mesh(whole, cell * 2 ** (level - 1), low)
-        whole = zmesh.Mesh.concatenate(*below.values())
-        whole = whole.merge_close_vertices(radius=1e-5)
-    pieces = zmesh.chunk_mesh(whole, cell * 2**level, low)
-    return {
-        (int(x), int(y), int(z)): Mesh(piece.vertices, piece.faces)
-        for (x, y, z), piece in pieces.items()
-        if len(piece.faces)
-    }
+    data = b"".join(content for cut in cuts for content in cut.values())
+    return bytes(manifest.to_binary()), data
 
 
 def _morton(cell: Cell) -> int:
@@ -222,35 +202,97 @@ def _morton(cell: Cell) -> int:
     return code
 
 
-def _fragment(mesh: Mesh, manifest: Any, level: int, row: int) -> bytes:
-    import DracoPy  # type: ignore[import-not-found]
-    from cloudvolume.datasource.precomputed.mesh.multilod import to_stored_model_space
+def _fragments(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], level: int, n_levels: int
+) -> Iterator[tuple[Cell, bytes]]:
+    """Cut a level of detail into the cells of its height in the octree.
 
-    if not len(mesh.faces):
-        return b""
-    stored = to_stored_model_space(
-        mesh.vertices,
-        manifest,
-        lod=level,
-        vertex_quantization_bits=QUANTIZATION_BITS,
-        frag=row,
+    Parameters
+    ----------
+    vertices : float64 array, (n, 3)
+        In cells of level 0.
+    """
+    child = max(1, 2 ** (level - 1))
+    for axis in range(3):
+        for plane in range(child, 2 ** (n_levels - 1), child):
+            vertices, faces = _split(vertices, faces, axis, plane)
+    vertices = vertices / 2**level
+    last = 2 ** (n_levels - 1 - level) - 1
+    cells = np.clip(np.floor(vertices[faces].mean(axis=1)), 0, last).astype(np.int64)
+    present, row_of = np.unique(cells, axis=0, return_inverse=True)
+    for row, (x, y, z) in enumerate(present):
+        within = faces[row_of.reshape(-1) == row]
+        content = _draco(vertices, within, np.array([x, y, z]))
+        if content:
+            yield (int(x), int(y), int(z)), content
+
+
+def _split(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], axis: int, plane: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut the triangles that cross a plane, so that each lies on one side of it.
+
+    Triangles that share an edge share the vertex at which it is cut.
+    """
+    distance = vertices[:, axis] - plane
+    side = np.where(np.abs(distance) < _ON_PLANE, 0, np.sign(distance)).astype(np.int64)
+    sides = side[faces]
+    crosses = (sides.min(axis=1) < 0) & (sides.max(axis=1) > 0)
+    if not crosses.any():
+        return vertices, faces
+    cut, sides = faces[crosses], sides[crosses]
+    # One corner lies alone on its side; turned to be the first, a, it is cut off.
+    alone = np.where((sides > 0).sum(axis=1) == 1, 1, -1)
+    first = np.argmax(sides == alone[:, np.newaxis], axis=1)
+    a, b, c = np.take_along_axis(cut, (first[:, np.newaxis] + np.arange(3)) % 3, axis=1).T
+    pairs = np.sort(np.concatenate([np.stack([a, b], 1), np.stack([a, c], 1)]), axis=1)
+    edges, edge_of = np.unique(pairs, axis=0, return_inverse=True)
+    low, high = edges.T
+    along = distance[low] / (distance[low] - distance[high])
+    points = vertices[low] + along[:, np.newaxis] * (vertices[high] - vertices[low])
+    points[:, axis] = plane
+    p, q = (len(vertices) + edge_of.reshape(2, -1)).astype(np.int64)
+    p, q = np.where(side[b] == 0, b, p), np.where(side[c] == 0, c, q)
+    pieces = np.concatenate(
+        [np.stack([a, p, q], 1), np.stack([p, b, c], 1), np.stack([p, c, q], 1)]
     )
-    low = stored.min(axis=0)
-    try:
-        return bytes(
-            DracoPy.encode(
-                stored,
-                mesh.faces,
-                quantization_bits=QUANTIZATION_BITS,
-                compression_level=_DRACO_LEVEL,
-                quantization_range=int((stored.max(axis=0) - low).max()),
-                quantization_origin=low,
-                create_metadata=True,
-            )
-        )
-    except DracoPy.EncodingFailedException:
-        # Every triangle of the fragment vanishes at this quantization.
+    return np.concatenate([vertices, points]), np.concatenate(
+        [faces[~crosses], _proper(pieces)]
+    )
+
+
+def _proper(faces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Drop triangles that name a vertex twice."""
+    a, b, c = faces.T
+    proper: NDArray[np.int64] = faces[(a != b) & (b != c) & (c != a)]
+    return proper
+
+
+def _draco(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], cell: NDArray[np.int64]
+) -> bytes:
+    """Encode the triangles of a cell; empty where all vanish at this quantization."""
+    import DracoPy  # type: ignore[import-not-found]
+
+    top = 2**QUANTIZATION_BITS - 1
+    used, faces = np.unique(faces, return_inverse=True)
+    stored = np.clip(np.rint((vertices[used] - cell) * top), 0, top).astype(np.uint16)
+    stored, merged = np.unique(stored, axis=0, return_inverse=True)
+    faces = _proper(merged.reshape(-1)[faces.reshape(-1, 3)])
+    if not len(faces):
         return b""
+    low = stored.min(axis=0)
+    return bytes(
+        DracoPy.encode(
+            stored,
+            faces.astype(np.uint32),
+            quantization_bits=QUANTIZATION_BITS,
+            compression_level=_DRACO_LEVEL,
+            quantization_range=int((stored.max(axis=0) - low).max()),
+            quantization_origin=low,
+            create_metadata=True,
+        )
+    )
 
 
 def read(location: str, segment: int) -> Mesh:

@@ -99,7 +99,8 @@ def segments(location: str) -> list[int]:
     if shards:
         with storage_errors(location):
             source, folder = segment_sources(location)
-            kind = source.mesh if source.mesh.meta.info.get("sharding") else source.skeleton
+            is_mesh = "draco" in source.mesh.meta.info["@type"]
+            kind = source.mesh if is_mesh else source.skeleton
             for name in shards:
                 found.update(int(s) for s in kind.reader.list_labels(name, folder))
     return sorted(found)

@@ -150,6 +150,6 @@ def _wave(
         example = next(d for d in run.failures() if d["output"] == stage.output)
         raise TaskError(
             f"{stage.name}: {len(parked)} of {len(wave)} tasks of {stage.output} failed, "
-            f"first {example['key']}: {example['reason']}; see em failures, mend the cause, "
-            "then em retry and em run"
+            f"first {example['key']}: {example['reason']}; see em failures, mend the "
+            "cause, then em retry and em run"
         )

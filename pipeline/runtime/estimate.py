@@ -50,7 +50,7 @@ class WaveEstimate:
 
 def estimate(run: Run) -> list[WaveEstimate]:
     """Estimate every wave; looks at a corner and a middle task of each, not at all."""
-    result = []
+    result: list[WaveEstimate] = []
     for stage in run.recipe.stages:
         done = run.done_keys(stage)
         for wave in stage.plan():
@@ -76,8 +76,8 @@ def require_memory(run: Run, limit: int) -> None:
         Naming every stage that cannot fit, and by how much.
     """
     faults = [
-        f"{stage.name}: a task of {stage.output} needs about {need / 2**30:.1f} GiB and has "
-        f"{limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer workers"
+        f"{stage.name}: a task of {stage.output} needs about {need / 2**30:.1f} GiB and "
+        f"has {limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer workers"
         for stage in run.recipe.stages
         if (need := stage.memory(run.specs)) > limit
     ]
@@ -94,7 +94,7 @@ def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
     task = stage.task(middle)
     bytes_in = sum(_bytes(specs, read) for read in stage.reads(task).values())
     target = stage.target(task)
-    spec = specs[target.layer] if target.layer in specs else None
+    spec = specs.get(target.layer)
     voxels = grid.bounds.volume
     bytes_out = 0
     if isinstance(target, Region) and isinstance(spec, VolumeSpec):

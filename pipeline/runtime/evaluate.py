@@ -35,8 +35,8 @@ def evaluate(run: Run) -> Scores:
     stage = next((s for s in run.recipe.stages if isinstance(s, Overlaps)), None)
     if stage is None:
         raise MissingInputError(
-            f"recipe {run.recipe.name} has no overlaps stage, so there is no truth to score "
-            "against; add one, or give --truth to em reconstruct"
+            f"recipe {run.recipe.name} has no overlaps stage, so there is no truth to "
+            "score against; add one, or give --truth to em reconstruct"
         )
     table = run.store.read(stage.root)
     overlap = ContingencyTable(table["segment"], table["truth"], table["count"])

@@ -95,8 +95,8 @@ class Pool:
                 starts[key] = starts.get(key, 0) + 1
                 if starts[key] >= ATTEMPTS:
                     error = PermanentError(
-                        f"{stage.name}: the process died {ATTEMPTS} times in {key} (killed, "
-                        "or out of memory); use fewer --workers or a smaller chunk"
+                        f"{stage.name}: the process died {ATTEMPTS} times in {key} "
+                        "(killed, or out of memory); use fewer --workers or a smaller chunk"
                     )
                     run.park(stage, key, error, ATTEMPTS)
                     progress.add("failed", 0)

@@ -12,7 +12,7 @@ from pipeline.errors import RootError
 from pipeline.geometry import ChunkKey
 
 
-@taskqueue.queueable
+@taskqueue.queueable  # type: ignore[untyped-decorator]
 def execute(root: str, run: str, output: str, key: str) -> str:
     """Do one task of a run.
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.geometry import Bbox
+from pipeline.geometry import Bbox, Vec3
 from pipeline.runtime.run import Run
 from pipeline.specs import Mesh, Region, VolumeSpec
-from pipeline.stages.region_graph import RegionGraphs
 
 if TYPE_CHECKING:
     from pipeline.view import ViewLayer
 
 _SELECTED = 12
+_SHEET = Vec3(512, 512, 128)
 _SHOWN = ("image", "affinities", "segmentation", "truth")
 
 
@@ -48,7 +48,7 @@ def view_layers(run: Run, *, segments: list[int] | None = None) -> list[ViewLaye
             ViewLayer(
                 name=stage.output,
                 location=run.store.location(stage.output),
-                spec=run.specs[stage.output],
+                spec=spec,
                 meshes=meshes,
                 skeletons=f"{stage.output}/skeletons" in written,
                 selected=selected,
@@ -90,10 +90,12 @@ def contact_sheet_of(run: Run, path: Path, scores: dict[str, Any] | None) -> Non
     assert isinstance(image, VolumeSpec)
     box = _middle(image.bounds)
     store = run.store
-    meshes: dict[int, Mesh] = {}
-    for segment in largest_segments(run, "segmentation"):
-        if segment in set(store.segments("segmentation/meshes")):
-            meshes[segment] = store.read_mesh("segmentation/meshes", segment)
+    with_mesh = set(store.segments("segmentation/meshes"))
+    meshes: dict[int, Mesh] = {
+        segment: store.read_mesh("segmentation/meshes", segment)
+        for segment in largest_segments(run, "segmentation")
+        if segment in with_mesh
+    }
     contact_sheet(
         path,
         image=store.read(Region("image", box)),
@@ -102,6 +104,31 @@ def contact_sheet_of(run: Run, path: Path, scores: dict[str, Any] | None) -> Non
         meshes=meshes,
         truth=store.read(Region("truth", box)) if "truth" in run.specs else None,
         title=run.recipe.name,
-        scores=scores or {},
+        scores=_headline(scores),
         voxel_size_nm=image.voxel_size_nm,
+        corner_nm=_corner_nm(box, image),
     )
+
+
+def _headline(scores: dict[str, Any] | None) -> dict[str, float]:
+    """Return the scores that are printed large, by their names."""
+    names = {
+        "arand": "adapted Rand error",
+        "voi_split": "VOI split [bit]",
+        "voi_merge": "VOI merge [bit]",
+        "nerl": "NERL",
+    }
+    found = scores or {}
+    return {n: found[k] for k, n in names.items() if found.get(k) is not None}
+
+
+def _corner_nm(box: Bbox, spec: VolumeSpec) -> tuple[float, float, float]:
+    x, y, z = (a * s for a, s in zip(box.start, spec.voxel_size_nm, strict=True))
+    return x, y, z
+
+
+def _middle(bounds: Bbox) -> Bbox:
+    """Return the middle of the bounds, no larger than a picture can show."""
+    size = bounds.shape.minimum(_SHEET)
+    start = bounds.start + (bounds.shape - size) // 2
+    return Bbox(start, start + size)

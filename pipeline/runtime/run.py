@@ -499,8 +499,8 @@ def cut_halo(
         value = value[task.core]
     if value.shape != (*task.box.shape, *extra) or value.dtype != np.dtype(spec.dtype):
         raise DataError(
-            f"{stage.name}: {task.key} is {value.dtype} of {value.shape}, and {target.layer} "
-            f"takes {spec.dtype} of {(*task.box.shape, *extra)}"
+            f"{stage.name}: {task.key} is {value.dtype} of {value.shape}, and "
+            f"{target.layer} takes {spec.dtype} of {(*task.box.shape, *extra)}"
         )
     return value
 

@@ -112,7 +112,7 @@ def _verify(run: Run, stage: Stage, *, contents: bool) -> StageProof:
             return key, record, []
         return key, record, run.store.check(layer, record.objects, contents=contents)
 
-    keys = (key for wave in stage.plan() for key in wave.keys())
+    keys = (key for wave in stage.plan() for key in wave)
     with ThreadPoolExecutor(8) as threads:
         for key, record, wrong in _mapped(threads, look, keys):
             tasks += 1

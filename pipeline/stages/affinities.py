@@ -70,8 +70,7 @@ class Affinities(VolumeStage):
         )
         for axis in range(3):
             if task.box.start[axis] == task.bounds.start[axis]:
-                at_face = tuple(slice(0, 1) if a == axis else slice(None) for a in range(3))
-                affinities[(*at_face, axis)] = 0
+                np.moveaxis(affinities[..., axis], axis, 0)[0] = 0
         return quantise(affinities) if self.dtype == "uint8" else affinities
 
     def pinned(self) -> Self:
@@ -85,8 +84,8 @@ class Affinities(VolumeStage):
         found = self._config.digest
         if self.weights and found != self.weights:
             raise ModelError(
-                f"model {self.model} has digest {found}, not {self.weights}; restore it, or "
-                "leave out weights to take what is there"
+                f"model {self.model} has digest {found}, not {self.weights}; restore it, "
+                "or leave out weights to take what is there"
             )
         return self.model_copy(update={"weights": found})
 

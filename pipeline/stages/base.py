@@ -82,6 +82,9 @@ class Wave:
             .product
         )
 
+    def __iter__(self) -> Iterator[ChunkKey]:
+        return self.keys()
+
     def keys(self, within: Bbox | None = None) -> Iterator[ChunkKey]:
         """Yield the keys, x fastest, without holding them.
 
@@ -176,7 +179,7 @@ class Stage(BaseModel, ABC):
         """Return what a task reads, by argument of ``process``."""
 
     @abstractmethod
-    def process(self, task: Task, **inputs: Any) -> Value:
+    def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute the output of a task from its inputs, which are read-only.
 
         Volumes may be returned with the halo (the shape of ``task.read_box``) or
@@ -278,7 +281,7 @@ class OctreeStage(Stage):
         children = task.key.children(self.grid)
         return {"children": [Record(self.output, str(k)) for k in children]}
 
-    def process(self, task: Task, **inputs: Any) -> Value:
+    def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute a leaf, or merge the children."""
         if task.key.level == 0:
             return self.leaf(task, **inputs)
@@ -289,7 +292,7 @@ class OctreeStage(Stage):
         """Return what a chunk reads."""
 
     @abstractmethod
-    def leaf(self, task: Task, **inputs: Any) -> Table:
+    def leaf(self, task: Task, *args: Any, **inputs: Any) -> Table:
         """Compute the record of a chunk."""
 
     @abstractmethod

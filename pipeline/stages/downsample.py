@@ -63,7 +63,7 @@ class Downsample(ChunkStage):
 
     def keys(self, level: int) -> Iterator[ChunkKey]:
         """Yield the chunks of a mip, x fastest."""
-        for key in self.grid_at(level).keys():
+        for key in self.grid_at(level):
             yield ChunkKey(level, key.x, key.y, key.z)
 
     def reads(self, task: Task) -> dict[str, Read]:

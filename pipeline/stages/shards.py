@@ -156,9 +156,7 @@ class ShardStage(Stage):
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the shard's part of every chunk."""
         part = str(task.key.x)
-        return {
-            "fragments": [Record(self.fragments, str(k), part) for k in self.grid.keys()]
-        }
+        return {"fragments": [Record(self.fragments, str(k), part) for k in self.grid]}
 
     def target(self, task: Task) -> Record:
         """Write one shard."""

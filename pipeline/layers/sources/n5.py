@@ -9,7 +9,6 @@ from pipeline.geometry import Vec3
 from pipeline.layers.sources.base import (
     Axes,
     Source,
-    choose,
     listing,
     placed,
 )
@@ -18,8 +17,8 @@ from pipeline.specs import VoxelSize
 
 
 def is_n5(folder: Folder) -> bool:
-    """Whether a folder is an N5 array or group."""
-    return folder.json("attributes.json") is not None
+    """Whether a folder is an N5 array or group, or is called one."""
+    return folder.address.endswith(".n5") or folder.json("attributes.json") is not None
 
 
 def open_n5(location: str, folder: Folder, inner: str | None) -> Source:
@@ -41,11 +40,7 @@ def open_n5(location: str, folder: Folder, inner: str | None) -> Source:
     """
     path = (inner or "").strip("/")
     if inner is None and _array(folder, path) is None:
-        if folder.path is None:
-            raise SourceError(
-                f"{location}: is a group of arrays; name one, as {folder.address}:array"
-            )
-        path = choose(location, folder.address, _volumes(folder), "array")
+        path = folder.choose(_volumes(folder))
     array = _array(folder, path)
     if array is None:
         raise SourceError(

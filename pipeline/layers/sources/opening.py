@@ -10,7 +10,7 @@ from pipeline.layers.sources.base import DAMAGE, Source, reason
 from pipeline.layers.sources.hdf5 import Hdf5Source
 from pipeline.layers.sources.n5 import is_n5, open_n5
 from pipeline.layers.sources.npy import open_npy, open_npz
-from pipeline.layers.sources.precomputed import is_precomputed, open_precomputed
+from pipeline.layers.sources.precomputed import PrecomputedSource, is_precomputed
 from pipeline.layers.sources.sections import KINDS, SectionsSource
 from pipeline.layers.sources.stores import Folder
 from pipeline.layers.sources.tiff import open_tiff
@@ -97,7 +97,7 @@ def _open_file(location: str, path: Path, inner: str | None) -> Source:
 
 def _open_folder(location: str, folder: Folder, inner: str | None) -> Source:
     if is_precomputed(folder):
-        return open_precomputed(location, folder)
+        return PrecomputedSource(location, folder)
     if is_zarr(folder):
         return open_zarr(location, folder, inner)
     if is_n5(folder):

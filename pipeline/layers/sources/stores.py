@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError, StorageUnavailableError
 from pipeline.geometry import Bbox, Vec3
-from pipeline.layers.sources.base import Axes, KindOfValues, Source, reason
+from pipeline.layers.sources.base import Axes, KindOfValues, Source, choose, reason
 from pipeline.specs import VoxelSize
 
 _BUSY = ("ABORTED:", "DEADLINE_EXCEEDED:", "RESOURCE_EXHAUSTED:", "UNAVAILABLE:")
@@ -124,6 +124,21 @@ class Folder:
         )
         children = [f"{node}/{name}" if node else name for name in below]
         return [leaf for child in children for leaf in self._leaves(child, is_leaf)]
+
+    def choose(self, found: Found) -> str:
+        """Return the only volume there is.
+
+        Raises
+        ------
+        SourceError
+            If there are none or several, or if the folder cannot be listed.
+        """
+        if self.path is None:
+            raise SourceError(
+                f"{self.location}: no array is there, and an object store is not searched; "
+                f"check the address, or name an array in it as {self.address}:array"
+            )
+        return choose(self.location, self.address, found, "array")
 
 
 def failure(location: str, error: Exception) -> SourceError | StorageUnavailableError:

@@ -11,7 +11,6 @@ from pipeline.layers.sources.base import (
     Axes,
     KindOfValues,
     Source,
-    choose,
     from_attributes,
     listing,
     placed,
@@ -58,8 +57,8 @@ class _Node:
 
 
 def is_zarr(folder: Folder) -> bool:
-    """Whether a folder is a Zarr array or group."""
-    return _node(folder, "") is not None
+    """Whether a folder is a Zarr array or group, or is called one."""
+    return folder.address.endswith(".zarr") or _node(folder, "") is not None
 
 
 def open_zarr(location: str, folder: Folder, inner: str | None) -> Source:
@@ -81,13 +80,8 @@ def open_zarr(location: str, folder: Folder, inner: str | None) -> Source:
     """
     path = (inner or "").strip("/")
     node = _node(folder, path)
-    if inner is None and node is not None and not _is_volume(folder, path):
-        found = _volumes(folder)
-        if folder.path is None:
-            raise SourceError(
-                f"{location}: is a group of arrays; name one, as {folder.address}:array"
-            )
-        path = choose(location, folder.address, found, "array")
+    if inner is None and not _is_volume(folder, path):
+        path = folder.choose(_volumes(folder))
         node = _node(folder, path)
     group = path
     if node is not None and node.multiscale is not None:

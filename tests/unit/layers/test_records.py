@@ -5,18 +5,8 @@ from pipeline.errors import DataError, MissingInputError
 from pipeline.layers.store import Store
 from pipeline.specs import Partitioned, Record, RecordsSpec
 
-DTYPES = [
-    "bool",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "float32",
-    "float64",
+DTYPES = ["bool", "float32", "float64"] + [
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 ]
 SPEC = RecordsSpec()
 

@@ -1,5 +1,6 @@
 """Sources in single files and in folders of sections, against the arrays written."""
 
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from PIL import Image
 from pipeline.errors import GeometryError, SourceError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.layers.sources import open_source
+from pipeline.layers.sources.stack import DecodedCache
+
+DATA = Path(os.environ.get("EM_DATA", "../shared/data"))
 
 SHAPE = (7, 33, 45)
 """z, y, x."""
@@ -669,3 +673,32 @@ def test_npz_member_at_an_offset_is_mapped(tmp_path):
         info.extra = b"\x99\x99\x04\x00abcd"
         archive.writestr(info, (tmp_path / "a.npy").read_bytes())
     assert_reads(open_source(str(tmp_path / "a.npz")), random_array())
+
+
+def test_decoded_pieces_are_held_up_to_the_limit():
+    decoded = []
+
+    def piece(n):
+        decoded.append(n)
+        return np.zeros(4, np.uint8)
+
+    cache = DecodedCache(limit=8)
+    for n in (0, 1, 0, 2, 0, 1):
+        cache.get(n, lambda n=n: piece(n))
+    assert decoded == [0, 1, 2, 1]
+    small = DecodedCache(limit=1)
+    small.get("a", lambda: np.zeros(4, np.uint8))
+    assert small.get("a", lambda: None) is not None
+
+
+@pytest.mark.skipif(
+    not (DATA / "ac4.h5").exists(), reason=f"no data in {DATA}; set EM_DATA"
+)
+def test_real_volumes():
+    with open_source(f"{DATA}/ac4.h5:raw") as source:
+        assert source.shape == Vec3(1024, 1024, 100)
+        assert source.voxel_size_nm == (6.0, 6.0, 30.0)
+        assert source.read(Bbox(Vec3(9, 9, 9), Vec3(99, 99, 19))).std() > 10
+    with open_source(f"{DATA}/isbi2012/image") as source:
+        assert source.shape == Vec3(512, 512, 20)
+        assert source.read(Bbox(Vec3(9, 9, 9), Vec3(99, 99, 19))).std() > 10

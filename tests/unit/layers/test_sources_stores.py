@@ -391,15 +391,21 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 64
+
+
 @contextmanager
 def served(folder):
     handler = functools.partial(_Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_over_http(tmp_path):
@@ -408,13 +414,29 @@ def test_over_http(tmp_path):
     write("zarr3", tmp_path / "b.zarr/x/y", random_array())
     write_json(tmp_path / "b.zarr/zarr.json", {"node_type": "group"})
     write("n5", tmp_path / "c.n5/raw", random_array().T)
+    info = CloudVolume.create_new_info(
+        1,
+        "image",
+        "uint8",
+        "raw",
+        (4, 4, 40),
+        (5, 6, 7),
+        (45, 33, 21),
+        chunk_size=(20, 16, 8),
+    )
+    volume = CloudVolume(f"file://{tmp_path}/d", info=info, progress=False, compress=False)
+    volume.commit_info()
+    volume[:, :, :] = np.asfortranarray(random_array().T[..., None])
     with served(tmp_path) as url:
+        assert_reads(open_source(f"precomputed://{url}/d"), random_array().T)
         source = open_source(f"{url}/a.zarr")
         assert source.voxel_size_nm == (5.0, 4.0, 40.0)
         assert_reads(source, random_array().T)
         for location in ("b.zarr:x/y", "b.zarr/x/y", "c.n5:raw", "c.n5/raw/"):
             assert_reads(open_source(f"{url}/{location}"), random_array().T)
-        with pytest.raises(SourceError, match="is a group of arrays; name one, as"):
+        with pytest.raises(
+            SourceError, match=r"no array is there, .*name an array in it as"
+        ):
             open_source(f"{url}/b.zarr")
         with pytest.raises(
             SourceError, match=r"no info, zarr\.json, .* is there; give the"

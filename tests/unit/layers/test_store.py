@@ -145,12 +145,12 @@ def test_layers_elsewhere_are_read_and_never_written(store, tmp_path):
 
 
 def test_a_source_file_is_a_layer(tmp_path):
-    array = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
+    array = np.arange(6 * 7 * 8, dtype=np.uint16).reshape(6, 7, 8)
     np.save(tmp_path / "image.npy", array)
     store = Store(str(tmp_path / "root"), {"raw": str(tmp_path / "image.npy")})
     spec = store.describe("raw")
     assert isinstance(spec, VolumeSpec)
-    assert spec.dtype == "uint8"
+    assert spec.dtype == "uint16"
     box = Bbox.of_shape((2, 3, 4), spec.bounds.start + 1)
     found = store.read(Region("raw", box))
     assert found.shape == (2, 3, 4)

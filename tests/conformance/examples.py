@@ -1,0 +1,490 @@
+"""A small configured example of every stage, and what no chunking of it may change.
+
+An example is a recipe whose last stage is the one in question; what that stage reads is
+either a layer of the `World` or written by the stages before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Bbox, ChunkKey, Vec3
+from pipeline.layers.store import Store
+from pipeline.phantom import Phantom
+from pipeline.recipe import Recipe
+from pipeline.runtime.drive import run_to_end
+from pipeline.runtime.executors import serial
+from pipeline.runtime.run import Run
+from pipeline.specs import Record, Region, Table, VolumeSpec
+from pipeline.stages.base import Stage, root_record
+from pipeline.stages.shards import unpack
+
+START = Vec3(5, 3, 2)
+SHAPE = Vec3(42, 34, 17)
+BOUNDS = Bbox.of_shape(SHAPE, START)
+VOXEL = (16.0, 16.0, 40.0)
+COARSE_VOXEL = (32.0, 32.0, 40.0)
+
+Entry: TypeAlias = dict[str, Any]
+
+MODEL_TOML = """
+name = "tiny"
+channels = ["x", "y", "z"]
+voxel_size_nm = [16.0, 16.0, 40.0]
+sha256 = "{sha256}"
+
+[architecture]
+widths = [2, 3]
+fold = [2, 2, 1]
+
+[normalisation]
+mean = 128.0
+std = 50.0
+
+[inference]
+patch = [24, 20, 10]
+overlap = [8, 8, 4]
+"""
+
+
+# -- the world ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Layers that nobody in an example writes, and a model.
+
+    ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
+    (the truth), ``parts`` (the truth, cut into slabs), and affinities with next to no two
+    values alike (``affinities``) or with few values and many ties (``ties``).
+    """
+
+    root: str
+    model: str
+
+    @property
+    def layers(self) -> dict[str, str]:
+        names = ("raw", "image", "labels", "parts", "affinities", "ties")
+        return {name: f"{self.root}/{name}" for name in names}
+
+    @classmethod
+    def make(cls, folder: Path) -> World:
+        """Fill a folder with tissue of the phantom."""
+        store = Store(str(folder / "world"))
+        box = (BOUNDS.start, BOUNDS.stop)
+        tissue = Phantom(seed=4, voxel_size_nm=VOXEL)
+        image, labels = tissue.image(*box), tissue.labels(*box)
+        soft = tissue.affinities(*box, blur=0.8, noise=0.15, dtype="float32")
+        slab = np.arange(SHAPE.x, dtype=np.uint64)[:, None, None] // 9
+        _put(store, "raw", image.astype(np.uint16) * 257, start=Vec3(0, 0, 0))
+        _put(store, "image", image)
+        _put(store, "labels", labels)
+        _put(store, "parts", np.where(labels == 0, 0, labels * 8 + slab))
+        _put(store, "affinities", soft)
+        _put(store, "ties", np.rint(soft * 4).astype(np.uint8) * np.uint8(63))
+        return cls(store.root, str(_model(folder / "tiny")))
+
+
+def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3 = START) -> None:
+    spec = VolumeSpec(
+        dtype=array.dtype.name,
+        channels=array.shape[3] if array.ndim == 4 else 1,
+        bounds=Bbox.of_shape(SHAPE, start),
+        voxel_size_nm=VOXEL,
+        kind_of_values="segmentation" if array.dtype == np.uint64 else "image",
+        storage_chunk=SHAPE,
+    )
+    store.create(layer, spec)
+    store.write(Region(layer, spec.bounds), spec, np.asfortranarray(array))
+
+
+def _model(folder: Path) -> Path:
+    import torch
+
+    from pipeline.nets import ModelConfig
+    from pipeline.nets.model import build_net, pack_weights
+
+    folder.mkdir()
+    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=""))
+    torch.manual_seed(7)
+    content = pack_weights(build_net(ModelConfig.load(folder)).state_dict())
+    (folder / "weights.safetensors").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=sha256))
+    return folder
+
+
+# -- the table of examples ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stage at work.
+
+    Parameters
+    ----------
+    entries : function of chunk and world
+        Entries of the recipe; the last is the stage in question.
+    result : function of a finished run
+        What no chunking may change.
+    joined_by : function of chunk
+        Entries of stages after it that the result is looked at through, where the
+        output itself is cut at the faces of chunks.
+    """
+
+    entries: Callable[[Vec3, World], list[Entry]]
+    result: Callable[[Run], Any]
+    joined_by: Callable[[Vec3], list[Entry]] = field(default=lambda chunk: [])
+
+    def recipe(self, chunk: Vec3, world: World, *, joined: bool = False) -> Recipe:
+        """Return the recipe, for chunks of an extent."""
+        entries = self.entries(chunk, world)
+        return parse([*entries, *(self.joined_by(chunk) if joined else [])], chunk, world)
+
+    def stage(self, chunk: Vec3, world: World) -> Stage:
+        """Return the stage in question."""
+        return self.recipe(chunk, world).stage(self.output(chunk, world))
+
+    def output(self, chunk: Vec3, world: World) -> str:
+        """Return the name of its layer."""
+        return str(self.entries(chunk, world)[-1]["output"])
+
+
+def parse(entries: Sequence[Entry], chunk: Vec3, world: World) -> Recipe:
+    """Make a recipe over `BOUNDS` with the world's layers."""
+    bounds = {"start": list(BOUNDS.start), "stop": list(BOUNDS.stop)}
+    return Recipe.parse(
+        {
+            "name": "example",
+            "grid": {"bounds": bounds, "chunk": list(chunk)},
+            "layers": world.layers,
+            "stage": list(entries),
+        }
+    )
+
+
+def finished(recipe: Recipe, root: str | Path) -> Run:
+    """Run a recipe to its end in this process."""
+    run = Run.start(recipe, str(root))
+    run_to_end(run, serial, quiet=True)
+    return run
+
+
+def _ingest(chunk: Vec3, world: World, **fields: Any) -> Entry:
+    return {
+        "use": "ingest",
+        "source": "image",
+        "output": "copy",
+        "voxel_size_nm": list(VOXEL),
+        "storage_chunk": list(chunk),
+        **fields,
+    }
+
+
+def _rescaled(chunk: Vec3, world: World) -> list[Entry]:
+    moved = {"source": "raw", "shift": list(START), "intensity_range": [1000.0, 50000.0]}
+    return [_ingest(chunk, world, **moved)]
+
+
+def _labels(chunk: Vec3, world: World) -> list[Entry]:
+    ids = {"source": "labels", "kind_of_values": "segmentation"}
+    return [_ingest(chunk, world, **ids, encoding="compressed_segmentation")]
+
+
+def _sharded(chunk: Vec3, world: World) -> list[Entry]:
+    half = chunk.ceil_div(2)
+    whole = {"chunk": list(half * 2), "storage_chunk": list(half), "sharded": True}
+    return [{**entry, **whole} for entry in _labels(chunk, world)]
+
+
+def _affinities(dtype: str) -> Callable[[Vec3, World], list[Entry]]:
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        return [
+            {
+                "use": "affinities",
+                "image": "image",
+                "output": "predicted",
+                "model": world.model,
+                "dtype": dtype,
+                "storage_chunk": list(chunk),
+            }
+        ]
+
+    return entries
+
+
+def supervoxels(chunk: Vec3, affinities: str) -> list[Entry]:
+    """Return the entries from affinities to supervoxels."""
+    thresholds = {"affinities": affinities, "low": 0.2, "high": 0.97}
+    form = {"storage_chunk": list(chunk)}
+    return [
+        {"use": "basins", "output": "basins", **thresholds, **form},
+        {"use": "basin_graph", "basins": "basins", "output": "basin_graph", **thresholds},
+        {
+            "use": "supervoxel_table",
+            "graph": "basin_graph",
+            "output": "supervoxel_table",
+            "size_threshold": 60,
+            "dust": 8,
+        },
+        {
+            "use": "relabel",
+            "labels": "basins",
+            "table": "supervoxel_table",
+            "part": "chunk",
+            "output": "supervoxels",
+            **form,
+        },
+    ]
+
+
+def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
+    """Return the entries from supervoxels to segments."""
+    return [
+        {
+            "use": "region_graph",
+            "supervoxels": labels,
+            "affinities": affinities,
+            "output": "region_graph",
+        },
+        {
+            "use": "agglomeration",
+            "graph": "region_graph",
+            "output": "agglomeration",
+            "threshold": 0.3,
+        },
+        {
+            "use": "relabel",
+            "labels": labels,
+            "table": "agglomeration",
+            "part": "remap",
+            "output": "segments",
+            "storage_chunk": list(chunk),
+        },
+    ]
+
+
+def _to_supervoxels(n: int) -> dict[str, Any]:
+    """Return the first n stages to supervoxels, seen through those that are left."""
+    return {
+        "entries": lambda chunk, world: supervoxels(chunk, "ties")[:n],
+        "joined_by": lambda chunk: supervoxels(chunk, "ties")[n:],
+        "result": lambda run: partition(volume(run, "supervoxels")[0]),
+    }
+
+
+def _to_segments(n: int) -> Callable[[Vec3, World], list[Entry]]:
+    return lambda chunk, world: segments(chunk, "parts", "affinities")[:n]
+
+
+def _pyramid(
+    below: Callable[[Vec3, World], list[Entry]],
+) -> Callable[[Vec3, World], list[Entry]]:
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        pyramid = {
+            "use": "downsample",
+            "layer": "copy",
+            "output": "copy/pyramid",
+            "mips": 2,
+            "storage_chunk": list(chunk),
+        }
+        return [*below(chunk, world), pyramid]
+
+    return entries
+
+
+_SHARDING = {"shard_bits": 1, "minishard_bits": 2}
+
+
+def _surfaces(
+    *stages: str, segmentation: str = "labels", mip: int = 0, **fields: Any
+) -> Callable[[Vec3, World], list[Entry]]:
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        bounds = BOUNDS.coarser(Vec3(2**mip, 2**mip, 1))
+        at = {
+            "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
+            "voxel_size_nm": list(COARSE_VOXEL if mip else VOXEL),
+            "sharding": _SHARDING,
+        }
+        pieces = {
+            "use": "mesh_fragments",
+            "segmentation": segmentation,
+            "mip": mip,
+            "output": "fragments",
+            **at,
+        }
+        joined = {
+            "use": "meshes",
+            "fragments": "fragments",
+            "output": "meshes",
+            "dust_um3": 0.001,
+            **at,
+            **fields,
+        }
+        before = _pyramid(_labels)(chunk, world) if mip else []
+        return [*before, *(e for e in (pieces, joined) if e["use"] in stages)]
+
+    return entries
+
+
+def _centerlines(*stages: str) -> Callable[[Vec3, World], list[Entry]]:
+    pieces = {
+        "use": "skeleton_fragments",
+        "segmentation": "labels",
+        "voxel_size_nm": list(VOXEL),
+        "output": "fragments",
+        "const_nm": 50.0,
+        "dust_voxels": 0,
+        "sharding": _SHARDING,
+    }
+    joined = {
+        "use": "skeletons",
+        "fragments": "fragments",
+        "output": "skeletons",
+        "dust_nm": 0.0,
+        "tick_nm": 0.0,
+        "sharding": _SHARDING,
+    }
+    return lambda chunk, world: [e for e in (pieces, joined) if e["use"] in stages]
+
+
+def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
+    pair = {"segmentation": "parts", "truth": "labels"}
+    return [{"use": "overlaps", "output": "overlaps", **pair}]
+
+
+# -- what is compared -----------------------------------------------------------------
+
+
+def volume(run: Run, layer: str) -> list[NDArray[Any]]:
+    """Read a volume whole, at every mip."""
+    spec = run.specs[layer]
+    assert isinstance(spec, VolumeSpec)
+    return [
+        run.store.read(Region(layer, spec.bounds_at(mip), mip))
+        for mip in range(len(spec.factors))
+    ]
+
+
+def partition(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Name every label after its first voxel, which no chunking changes."""
+    ids, first, inverse = np.unique(
+        labels.ravel("F"), return_index=True, return_inverse=True
+    )
+    named = np.where(ids == 0, -1, first)[inverse]
+    return named.reshape(labels.shape, order="F")
+
+
+def top(run: Run, layer: str) -> Table:
+    """Read the record at the top of an octree."""
+    table: Table = run.store.read(root_record(layer, run.recipe.stage(layer).grid))
+    return table
+
+
+def surfaces(run: Run) -> dict[int, list[NDArray[Any]]]:
+    """Weld the pieces of every segment from all chunks and shards."""
+    from pipeline.kernels.surface_mesh import weld
+
+    return {
+        segment: list(weld([(p["vertices"], p["faces"]) for p in pieces]))
+        for segment, pieces in unpack(_fragments(run))
+    }
+
+
+def _fragments(run: Run) -> list[Table]:
+    stage = run.recipe.stage("fragments")
+    tables = []
+    for key in stage.plan()[0]:
+        partitioned = run.store.read(Record("fragments", str(key)))
+        tables += [partitioned.parts[shard] for shard in sorted(partitioned.parts)]
+    return tables
+
+
+def objects(run: Run) -> dict[str, str]:
+    """Return the checksums of everything that the last stage wrote."""
+    records = run.done_records(run.recipe.stages[-1])
+    return {path: sum_ for done in records for path, sum_ in done.objects.items()}
+
+
+def components(run: Run) -> dict[int, int]:
+    """Count the connected parts of every skeleton, joined from its pieces."""
+    from pipeline.kernels.centerline import Centerline, join
+
+    found = {}
+    for segment, pieces in unpack(_fragments(run)):
+        parts = [Centerline(p["vertices"], p["edges"], p["radius"]) for p in pieces]
+        whole = join(parts, dust_nm=0, tick_nm=0)
+        if whole is not None:
+            found[segment] = n_components(len(whole.vertices), whole.edges)
+    return found
+
+
+def written_components(run: Run) -> dict[int, int]:
+    """Count the connected parts of every skeleton as written."""
+    found = {}
+    for segment in run.store.segments("skeletons"):
+        skeleton = run.store.read_skeleton("skeletons", segment)
+        found[segment] = n_components(len(skeleton.vertices), skeleton.edges)
+    return found
+
+
+def n_components(n: int, edges: NDArray[Any]) -> int:
+    """Count the connected parts of a graph."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    return int(connected_components(graph, directed=False)[0])
+
+
+def _volume_of(layer: str) -> Callable[[Run], Any]:
+    return lambda run: volume(run, layer)
+
+
+def _top_of(layer: str) -> Callable[[Run], Any]:
+    return lambda run: top(run, layer)
+
+
+def _agglomeration(run: Run) -> Mapping[str, Table]:
+    record = Record("agglomeration", str(ChunkKey(0, 0, 0, 0)))
+    parts: Mapping[str, Table] = run.store.read(record).parts
+    return parts
+
+
+EXAMPLES: dict[str, Example] = {
+    "ingest": Example(_rescaled, _volume_of("copy")),
+    "ingest ids": Example(_labels, _volume_of("copy")),
+    "ingest sharded": Example(_sharded, _volume_of("copy")),
+    "affinities": Example(_affinities("uint8"), _volume_of("predicted")),
+    "affinities float32": Example(_affinities("float32"), _volume_of("predicted")),
+    "basins": Example(**_to_supervoxels(1)),
+    "basin_graph": Example(**_to_supervoxels(2)),
+    "supervoxel_table": Example(**_to_supervoxels(3)),
+    "relabel": Example(**_to_supervoxels(4)),
+    "region_graph": Example(_to_segments(1), _top_of("region_graph")),
+    "agglomeration": Example(_to_segments(2), _agglomeration),
+    "relabel by one table": Example(_to_segments(3), _volume_of("segments")),
+    "downsample": Example(_pyramid(_rescaled), _volume_of("copy")),
+    "downsample ids": Example(_pyramid(_labels), _volume_of("copy")),
+    "mesh_fragments": Example(_surfaces("mesh_fragments"), surfaces),
+    "mesh_fragments of a mip": Example(
+        _surfaces("mesh_fragments", segmentation="copy", mip=1), surfaces
+    ),
+    "meshes": Example(_surfaces("mesh_fragments", "meshes"), objects),
+    "meshes legacy": Example(
+        _surfaces("mesh_fragments", "meshes", form="legacy", sharded=False), objects
+    ),
+    "skeleton_fragments": Example(_centerlines("skeleton_fragments"), components),
+    "skeletons": Example(
+        _centerlines("skeleton_fragments", "skeletons"), written_components
+    ),
+    "overlaps": Example(_overlaps, _top_of("overlaps")),
+}
+"""Examples by name: that of the stage, and what is special about it."""
