@@ -222,7 +222,7 @@ def contact_sheet(
     segmentation : integer array, (x, y, z)
         Segment ids, 0 is none.
     meshes : mapping of int to Mesh
-        Surface meshes by segment id.
+        Surface meshes by segment id; what lies outside the block is cut away.
     voxel_size_nm : (x, y, z)
         Extent of a voxel [nm].
     corner_nm : (x, y, z)
@@ -278,7 +278,8 @@ def contact_sheet(
     low = np.array(corner_nm, dtype=np.float64)
     high = low + np.array(image.shape) * np.array(voxel_size_nm)
     n_segments = int(np.count_nonzero(fastremap.unique(segmentation)))
-    sheet.show_meshes(prominent(meshes, n_meshes), low, high, n_segments)
+    inside = {i: _within(mesh, low, high) for i, mesh in meshes.items()}
+    sheet.show_meshes(prominent(inside, n_meshes), low, high, n_segments)
     if scores:
         sheet.write_scores(scores)
     sheet.save(path)
@@ -735,7 +736,7 @@ def _span(
         high = np.where(slope < 0, np.minimum(high, root), high)
         outside |= (slope == 0) & (rest < 0)
     first = np.ceil(low - 0.5 - 1e-6).clip(0, width)
-    last = np.where(outside, -1, np.floor(high - 0.6).clip(-1, width - 1))
+    last = np.where(outside, -1, np.floor(high - 0.5 + 1e-6).clip(-1, width - 1))
     return first.astype(np.int64), last.astype(np.int64)
 
 
@@ -765,6 +766,14 @@ def _unit(vectors: Floats) -> Floats:
 def _area(mesh: Mesh) -> float:
     a, b, c = (mesh.vertices[mesh.faces[:, i]].astype(np.float64) for i in range(3))
     return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+
+
+def _within(mesh: Mesh, low: Floats, high: Floats) -> Mesh:
+    """Take the faces of a mesh whose middle lies in a box."""
+    middle = mesh.vertices.astype(np.float64)[mesh.faces].mean(axis=1)
+    kept = mesh.faces[((middle >= low) & (middle <= high)).all(axis=1)]
+    used, faces = np.unique(kept, return_inverse=True)
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.uint32))
 
 
 def _elongation(mesh: Mesh) -> float:

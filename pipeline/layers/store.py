@@ -350,6 +350,8 @@ class Store:
     def _info_of(self, layer: str) -> dict[str, Any] | None:
         if layer not in self.layers:
             content = self._folder.get(f"{layer}/info")
+        elif self.layers[layer].startswith("phantom://"):
+            content = None
         else:
             content = open_folder(self.location(layer)).get("info")
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import MemoryLimitError
-from pipeline.geometry import Bbox
+from pipeline.geometry import ChunkKey
 from pipeline.runtime.run import Run
 from pipeline.specs import Read, Region, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Wave
@@ -49,14 +50,11 @@ class WaveEstimate:
 
 
 def estimate(run: Run) -> list[WaveEstimate]:
-    """Estimate every wave; looks at a corner and a middle task of each, not at all."""
+    """Estimate every wave from the task in its middle."""
     result: list[WaveEstimate] = []
     for stage in run.recipe.stages:
-        done = run.done_keys(stage)
-        for wave in stage.plan():
-            result.append(
-                _wave(run.specs, stage, wave, sum(k.level == wave.level for k in done))
-            )
+        done = Counter(key.level for key in run.done_keys(stage))
+        result += [_wave(run.specs, stage, w, done[w.level]) for w in stage.plan()]
     return result
 
 
@@ -88,9 +86,7 @@ def require_memory(run: Run, limit: int) -> None:
 def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
     grid = stage.grid_at(wave.level)
     counts = grid.counts(stage.octree_level(wave.level))
-    keys = iter(wave.keys())
-    corner = next(keys)
-    middle = type(corner)(wave.level, *(n // 2 for n in counts))
+    middle = ChunkKey(wave.level, *(n // 2 for n in counts))
     task = stage.task(middle)
     bytes_in = sum(_bytes(specs, read) for read in stage.reads(task).values())
     target = stage.target(task)
@@ -117,5 +113,4 @@ def _bytes(specs: Specs, read: Read) -> int:
     if not isinstance(read, Region):
         return 0
     spec = specs.get(read.layer)
-    box: Bbox = read.box
-    return box.volume * spec.itemsize if isinstance(spec, VolumeSpec) else 0
+    return read.box.volume * spec.itemsize if isinstance(spec, VolumeSpec) else 0

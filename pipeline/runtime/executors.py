@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -48,7 +49,7 @@ def serial(run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress)
     """Do the tasks one after another in this process."""
     one_thread()
     for key in keys:
-        progress.add(_attempt(run, stage, key), stage.task(key).box.volume)
+        progress.add(_attempt(run, stage, key), stage.voxels(stage.task(key)))
 
 
 class Pool:
@@ -90,8 +91,8 @@ class Pool:
             suspects = [k for k in waiting if starts.get(k, 0) > 0]
             fresh = [k for k in waiting if starts.get(k, 0) == 0]
             group = suspects[:1] or fresh
-            ended = self._do(run, stage, group, progress)
-            for key in set(group) - ended:
+            ended, struck = self._do(run, stage, group, progress)
+            for key in struck:
                 starts[key] = starts.get(key, 0) + 1
                 if starts[key] >= ATTEMPTS:
                     error = PermanentError(
@@ -109,8 +110,16 @@ class Pool:
         stage: Stage,
         keys: list[ChunkKey],
         progress: WaveProgress,
-    ) -> set[ChunkKey]:
-        """Do tasks until all have ended or the pool breaks; return what ended."""
+    ) -> tuple[set[ChunkKey], set[ChunkKey]]:
+        """Do tasks until all have ended or the pool breaks.
+
+        Returns
+        -------
+        ended : set of ChunkKey
+            Done or parked.
+        struck : set of ChunkKey
+            Those under way as the pool broke; what had not been begun is in neither.
+        """
         ended: set[ChunkKey] = set()
         left = iter(keys)
         pool = self._open(run)
@@ -120,16 +129,21 @@ class Pool:
                 for key in itertools.islice(left, 2 * self.workers - len(under_way)):
                     under_way[pool.submit(_in_pool, stage.output, str(key))] = key
                 if not under_way:
-                    return ended
+                    return ended, set()
                 finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in finished:
                     key = under_way[future]
-                    progress.add(future.result(), stage.task(key).box.volume)
+                    progress.add(future.result(), stage.voxels(stage.task(key)))
                     ended.add(key)
                     del under_way[future]
         except BrokenProcessPool:
             self._close()
-            return self._with_results(run, stage, ended, under_way, progress)
+            struck = set(under_way.values())
+            for key in struck:
+                if run.done_record(stage, key) is not None:
+                    progress.add("done", stage.task(key).box.volume)
+                    ended.add(key)
+            return ended, struck - ended
 
     def _open(self, run: Run) -> ProcessPoolExecutor:
         """Return the processes, which live from wave to wave of one run."""
@@ -150,21 +164,6 @@ class Pool:
         if self._processes is not None:
             self._processes.shutdown(wait=True, cancel_futures=True)
             self._processes = None
-
-    @staticmethod
-    def _with_results(
-        run: Run,
-        stage: Stage,
-        ended: set[ChunkKey],
-        under_way: dict[Future[str], ChunkKey],
-        progress: WaveProgress,
-    ) -> set[ChunkKey]:
-        """Add the tasks that ended although the pool broke under them."""
-        for key in under_way.values():
-            if run.done_record(stage, key) is not None:
-                progress.add("done", stage.task(key).box.volume)
-                ended.add(key)
-        return ended
 
 
 class Queued:
@@ -203,7 +202,7 @@ class Queued:
             ended = missing & (run.done_keys(stage) | parked)
             for key in ended:
                 progress.add(
-                    "failed" if key in parked else "done", stage.task(key).box.volume
+                    "failed" if key in parked else "done", stage.voxels(stage.task(key))
                 )
             missing -= ended
             # Looking twice leaves time for the record of a message just acknowledged.
@@ -229,8 +228,17 @@ _opened: dict[str, Run] = {}
 
 
 def _open(root: str, name: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
     _opened["run"] = Run.open(root, name)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that drives it is gone, killed for instance."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_pool(output: str, key: str) -> str:

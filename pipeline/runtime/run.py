@@ -15,6 +15,7 @@ Under the root, beside the layers::
 from __future__ import annotations
 
 import getpass
+import inspect
 import os
 import platform
 import time
@@ -224,7 +225,7 @@ class Run:
                     layer: self.lineage.get(layer, "") for layer in stage.inputs.values()
                 },
                 "objects": objects,
-                "voxels": task.box.volume,
+                "voxels": stage.voxels(task),
                 "seconds": round(time.time() - started, 3),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 "peak_memory": peak_memory(),
@@ -436,7 +437,7 @@ class Run:
         """Return what the layer's provenance says of its making."""
         inputs = list(stage.inputs.values())
         return provenance(
-            description=(type(stage).__doc__ or "").strip().splitlines()[0],
+            description=(inspect.getdoc(type(stage)) or stage.name).splitlines()[0],
             sources=[self.store.location(layer) for layer in inputs],
             method={
                 "task": stage.name,

@@ -14,8 +14,15 @@ from functools import lru_cache
 from types import FrameType
 from typing import Any
 
-from pipeline.errors import RootError, TransientError
+from pipeline.errors import (
+    MissingInputError,
+    PermanentError,
+    RootError,
+    StaleOutputError,
+    TransientError,
+)
 from pipeline.geometry import ChunkKey
+from pipeline.layers.store import Store
 from pipeline.runtime.executors import one_thread
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
@@ -26,15 +33,31 @@ _IDLE_S = 1.0
 
 
 @lru_cache(maxsize=8)
-def _run(root: str, name: str) -> Run:
-    """Load the frozen recipe of a run, once."""
+def _run(root: str, name: str, frozen: str) -> Run:
+    """Load a run, once for each text of its frozen recipe."""
     return Run.open(root, name)
 
 
 def attempt(root: str, run: str, output: str, key: str) -> str:
-    """Do the task of a message; see `Run.attempt`."""
-    opened = _run(root, run)
-    return opened.attempt(opened.recipe.stage(output), ChunkKey.parse(key))
+    """Do the task of a message; see `Run.attempt`.
+
+    A worker outlives runs: the recipe is looked at each time, lest a run that was begun
+    anew with other settings be served with the old ones.
+
+    Raises
+    ------
+    MissingInputError, RecipeError, GeometryError
+        If there is no such run, layer or key.
+    """
+    frozen = Store(root).get_text(f"runs/{run}.json")
+    if frozen is None:
+        raise MissingInputError(
+            f"{root} holds no run {run}, which a message names; start it with em run"
+        )
+    opened = _run(root, run, frozen)
+    stage = opened.recipe.stage(output)
+    task = stage.task(ChunkKey.parse(key))
+    return opened.attempt(stage, task.key)
 
 
 def work(
@@ -83,13 +106,17 @@ def work(
             started = time.monotonic()
             try:
                 with _renewing(queue, message, lease_s):
-                    outcome = str(message.execute())
+                    outcome = str(message())
             except TransientError as error:
                 log.warning(_event("again", message, started, reason=str(error)))
                 continue
-            except RootError as error:
+            except (RootError, StaleOutputError) as error:
                 log.error(_event("stopped", message, started, reason=str(error)))
                 raise
+            except PermanentError as error:
+                # The message is of no run, so there is nowhere to park it.
+                log.error(_event("dropped", message, started, reason=str(error)))
+                outcome = "dropped"
             queue.delete(message)
             count += 1
             log.info(_event(outcome, message, started))

@@ -11,7 +11,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -114,7 +113,7 @@ class Stage(BaseModel, ABC):
         Chunk of the output [voxel].
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     pool: ClassVar[Pool] = "cpu"
@@ -186,6 +185,10 @@ class Stage(BaseModel, ABC):
         without it (the shape of ``task.box``).
         """
 
+    def voxels(self, task: Task) -> int:
+        """Return how many voxels a task works through, for rates."""
+        return task.box.volume
+
     def target(self, task: Task) -> Region | Record:
         """Return where the output of a task goes."""
         return Region(self.output, task.box)
@@ -245,7 +248,7 @@ class Stage(BaseModel, ABC):
         """Return the configuration as JSON, with ``use`` naming the stage."""
         return {"use": self.name, **self.model_dump(mode="json")}
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Identity of the configuration: SHA-256 of its canonical JSON.
 
@@ -273,6 +276,10 @@ class OctreeStage(Stage):
     def plan(self) -> list[Wave]:
         """Return a wave for each level of the octree, from the chunks up."""
         return [Wave(self, level) for level in range(self.grid.height + 1)]
+
+    def voxels(self, task: Task) -> int:
+        """Count the voxels of chunks; nodes above them look at no voxel again."""
+        return task.box.volume if task.key.level == 0 else 0
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read voxels at level 0, children above."""

@@ -158,6 +158,10 @@ class ShardStage(Stage):
         part = str(task.key.x)
         return {"fragments": [Record(self.fragments, str(k), part) for k in self.grid]}
 
+    def voxels(self, task: Task) -> int:
+        """Return 0: shards hold segments."""
+        return 0
+
     def target(self, task: Task) -> Record:
         """Write one shard."""
         return Record(self.output, str(task.key))

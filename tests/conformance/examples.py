@@ -78,7 +78,7 @@ class World:
     def make(cls, folder: Path) -> World:
         """Fill a folder with tissue of the phantom."""
         store = Store(str(folder / "world"))
-        box = (BOUNDS.start, BOUNDS.stop)
+        box = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
         tissue = Phantom(seed=4, voxel_size_nm=VOXEL)
         image, labels = tissue.image(*box), tissue.labels(*box)
         soft = tissue.affinities(*box, blur=0.8, noise=0.15, dtype="float32")

@@ -2,10 +2,12 @@
 
 import shutil
 
+import cloudvolume
 import neuroglancer
 import numpy as np
 import psutil
 import pytest
+import zmesh
 from PIL import Image
 
 from pipeline import view
@@ -62,8 +64,6 @@ def image(segments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An image, affinities and a segmentation with surface meshes and skeletons."""
-    cloudvolume = pytest.importorskip("cloudvolume")
-    zmesh = pytest.importorskip("zmesh")
     root = tmp_path_factory.mktemp("layers")
     segments = labels()
 

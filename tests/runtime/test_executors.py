@@ -1,6 +1,6 @@
 """The executors give the same bytes; one that loses a process goes on."""
 
-import json
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
@@ -45,7 +45,9 @@ def test_a_pool_outlives_a_killed_process(
     assert len(kept) > 100
 
 
-def test_a_task_that_kills_its_process_is_parked(copy_text, recipe, gated, root, em, done):
+def test_a_task_that_kills_its_process_is_parked(
+    copy_text, recipe, gated, root, em, em_here, done
+):
     folder, gate = gated
     path = recipe(copy_text, folder)
     run = em("run", path, "--root", root, "--workers", 2)
@@ -57,18 +59,44 @@ def test_a_task_that_kills_its_process_is_parked(copy_text, recipe, gated, root,
     assert "0_1_0_1" in run.errors
     assert len(done(root)) == 7, "the other tasks of the wave end"
 
-    report = em("failures", "--root", root, "--json").succeed()
-    (failure,) = json.loads(report)["failures"]
+    (failure,) = em_here("failures", "--root", root, "--json").json["failures"]
     assert (failure["output"], failure["key"]) == ("image", "0_1_0_1")
     assert failure["starts"] == 5
     assert "died 5 times" in failure["reason"]
 
     gate.open()
-    assert em("run", path, "--root", root).wait() == 1, "it stays parked until retried"
+    assert em_here("run", path, "--root", root).status == 1, "it stays parked"
     before = done(root)
-    assert "1 failed tasks" in em("retry", "--root", root).succeed()
-    em("run", path, "--root", root, "--workers", 1).succeed()
+    assert em_here("retry", "--root", root, "--json").json == {"retried": 1}
+    assert em_here("run", path, "--root", root).status == 0
     after = done(root)
     assert after.keys() - before.keys() == {"image/0_1_0_1"}
     assert before.items() <= after.items()
     assert not list(root.rglob("failed/*"))
+
+
+def test_only_tasks_under_way_are_suspected(copy_text, recipe, gated, root, done):
+    """A death must not make the rest of a wave go one by one."""
+    folder, gate = gated
+    small_chunks = ("chunk = [48, 40, 12]", "chunk = [24, 20, 12]")
+    run = Run.start(Recipe.load(recipe(copy_text, folder, small_chunks)), str(root))
+    groups = []
+
+    class Watched(Pool):
+        def _do(self, run, stage, keys, progress):
+            groups.append(len(keys))
+            return super()._do(run, stage, keys, progress)
+
+    def kill_and_open():
+        gate.kill_visitor()
+        gate.open()
+
+    with Watched(1) as pool, ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill_and_open)
+        run_to_end(run, pool, quiet=True)
+        killed.result()
+    assert len(done(root)) == 32
+    assert groups[0] == 32
+    assert set(groups[1:-1]) == {1}
+    assert len(groups) <= 4, "at most two were under way in one process"
+    assert groups[-1] > 1

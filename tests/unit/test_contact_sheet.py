@@ -356,6 +356,14 @@ class TestContactSheet:
         )
         assert np.abs(here - there).mean() < 0.1
 
+    def test_meshes_end_where_the_block_ends(self, block, tmp_path):
+        image, _, segments, meshes = block
+        larger = meshes | {9: box((5000, 0, 0), (9000, 600, 600))}
+        inside = drawn(tmp_path / "a.png", image, None, segments, meshes)
+        assert np.array_equal(
+            drawn(tmp_path / "b.png", image, None, segments, larger), inside
+        )
+
     def test_faults(self, block, tmp_path):
         image, affinities, segments, _ = block
         for arrays, message in [

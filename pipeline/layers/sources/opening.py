@@ -10,6 +10,7 @@ from pipeline.layers.sources.base import DAMAGE, Source, reason
 from pipeline.layers.sources.hdf5 import Hdf5Source
 from pipeline.layers.sources.n5 import is_n5, open_n5
 from pipeline.layers.sources.npy import open_npy, open_npz
+from pipeline.layers.sources.phantom import PhantomSource
 from pipeline.layers.sources.precomputed import PrecomputedSource, is_precomputed
 from pipeline.layers.sources.sections import KINDS, SectionsSource
 from pipeline.layers.sources.stores import Folder
@@ -18,7 +19,8 @@ from pipeline.layers.sources.zarr import is_zarr, open_zarr
 
 SUPPORTED = (
     "TIFF stacks (.tif, .tiff), folders of TIFF, PNG or JPEG sections, "
-    "HDF5 (file.h5:dataset), .npy, .npz (file.npz:array), Zarr, N5 and Precomputed folders"
+    "HDF5 (file.h5:dataset), .npy, .npz (file.npz:array), Zarr, N5 and Precomputed "
+    "folders, and phantom://X,Y,Z/image for synthetic neuropil"
 )
 
 _HDF5 = (".h5", ".hdf5", ".hdf")
@@ -58,6 +60,8 @@ def open_source(location: str) -> Source:
 def _open(location: str) -> Source:
     match = re.fullmatch(rf"{_FORMATS}(?:file://)?(.*)", location, re.DOTALL)
     address = match[2] if match else location
+    if address.startswith("phantom:"):
+        return PhantomSource(location)
     scheme = re.match(r"([A-Za-z0-9+.-]+)://", address)
     if scheme:
         if scheme[1] not in _REMOTE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class PrecomputedSource(Source):
         )
         address = folder.address
         if folder.path is not None:
-            address = f"file://{folder.path.absolute()}"
+            address = f"file://{os.path.abspath(folder.path)}"
         self._volume = Volume(f"precomputed://{address}", info)
 
     def _read(self, box: Bbox) -> NDArray[Any]:

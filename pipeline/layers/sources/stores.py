@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Folder:
         inside = f"{node}/" if node else ""
         if self.path is None:
             return f"{self.address}/{inside}"
-        return {"driver": "file", "path": f"{self.path.absolute()}/{inside}"}
+        return {"driver": "file", "path": f"{os.path.abspath(self.path)}/{inside}"}
 
     def json(self, key: str) -> dict[str, Any] | None:
         """Return a document, None where there is none.
