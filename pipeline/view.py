@@ -230,10 +230,7 @@ def serve(folder: str | Path, port: int = 0) -> LayerServer:
     try:
         return LayerServer(real, port)
     except OSError as error:
-        raise PermanentError(
-            f"port {port} on {_LOOPBACK} cannot be used ({error.strerror}); "
-            "give another, or 0 for any"
-        ) from error
+        raise _port_taken(port, error) from error
 
 
 @dataclass
@@ -291,7 +288,8 @@ def launch(
     position : (x, y, z) or None
         Where the sections cross, in voxels of the first layer; None is the centre.
     port : int
-        Port of the viewer, or 0 for any; of no effect if one runs in this process.
+        Port of the viewer, of no effect on one that runs in this process already;
+        layers are served on the ports that follow. With 0, any that are free.
     size : (width, height)
         Window that the zoom is fitted to [pixel].
     title : str or None
@@ -301,15 +299,17 @@ def launch(
     ------
     MissingInputError
         If the folder of a local layer is not there.
+    PermanentError
+        If a port is taken.
     GeometryError
         If there is no layer, or if the position does not have three axes.
     """
     servers: dict[Path, LayerServer] = {}
     try:
-        shown = [_served(layer, servers) for layer in layers]
+        shown = [_served(layer, servers, port) for layer in layers]
         described = state(shown, position, size=size, title=title)
         neuroglancer.set_server_bind_address(_LOOPBACK, port)
-        client = neuroglancer.Viewer()
+        client = _client(port)
         client.set_state(described)
     except BaseException:
         for server in servers.values():
@@ -517,7 +517,21 @@ def _segmentation(layer: ViewLayer) -> neuroglancer.SegmentationLayer:
     )
 
 
-def _served(layer: ViewLayer, servers: dict[Path, LayerServer]) -> ViewLayer:
+def _client(port: int) -> neuroglancer.Viewer:
+    try:
+        return neuroglancer.Viewer()
+    except OSError as error:
+        raise _port_taken(port, error) from error
+
+
+def _port_taken(port: int, error: OSError) -> PermanentError:
+    return PermanentError(
+        f"port {port} on {_LOOPBACK} cannot be used ({error.strerror}); "
+        "give another, or 0 for any"
+    )
+
+
+def _served(layer: ViewLayer, servers: dict[Path, LayerServer], port: int) -> ViewLayer:
     """Return the layer with an HTTP location, starting a server if it is local."""
     if _scheme(layer.location) not in ("file", ""):
         return layer
@@ -525,7 +539,8 @@ def _served(layer: ViewLayer, servers: dict[Path, LayerServer]) -> ViewLayer:
     if not (folder / "info").exists() and not (folder / "info.gz").exists():
         raise MissingInputError(f"{layer.name}: {folder} holds no layer; write it first")
     if folder.parent not in servers:
-        servers[folder.parent] = serve(folder.parent)
+        own = port + 1 + len(servers) if port else 0
+        servers[folder.parent] = serve(folder.parent, own)
     return replace(layer, location=f"{servers[folder.parent].url}/{quote(folder.name)}")
 
 

@@ -75,7 +75,8 @@ def require_memory(run: Run, limit: int) -> None:
     """
     faults = [
         f"{stage.name}: a task of {stage.output} needs about {need / 2**30:.1f} GiB and "
-        f"has {limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer workers"
+        f"has {limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer "
+        "workers"
         for stage in run.recipe.stages
         if (need := stage.memory(run.specs)) > limit
     ]

@@ -57,8 +57,11 @@ class SurfaceMeshes(ShardStage):
         Voxel that the pieces were computed at [nm].
     dust_um3 : float
         Segments that enclose less have no mesh [um^3].
+    reduction : int
+        How many times fewer triangles the finest level has than marching cubes gave.
     max_error_nm : float
-        Farthest that simplification moves a vertex of the finest level [nm].
+        Farthest that simplification moves a vertex of the finest level, and half as far as
+        for the next [nm].
     levels_of_detail : int
         Levels of a multiresolution mesh, each with a quarter of the triangles.
     """
@@ -68,7 +71,8 @@ class SurfaceMeshes(ShardStage):
     form: Literal["multiresolution", "legacy"] = "multiresolution"
     voxel_size_nm: VoxelSize
     dust_um3: float = Field(default=0.01, ge=0)
-    max_error_nm: float = Field(default=40.0, gt=0)
+    reduction: int = Field(default=10, ge=1)
+    max_error_nm: float = Field(default=30.0, gt=0)
     levels_of_detail: int = Field(default=3, ge=1, le=8)
 
     def process(self, task: Task, fragments: list[Table]) -> Meshes:
@@ -86,7 +90,7 @@ class SurfaceMeshes(ShardStage):
                 vertices, faces = simplify(
                     vertices,
                     faces,
-                    reduction=100 if level == 0 else 4,
+                    reduction=self.reduction if level == 0 else 4,
                     max_error_nm=self.max_error_nm * 2**level,
                 )
                 if len(faces) == 0:

@@ -21,9 +21,15 @@ from pipeline.runtime.worker import work
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import ChunkStage, Layer
 
+pytestmark = pytest.mark.filterwarnings(
+    # task-queue leaves the iterator open with which it looks whether a queue is empty
+    "ignore:.*ScandirIterator:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed scandir iterator:ResourceWarning",
+)
+
 
 class Scripted(ChunkStage):
-    """Fails as the script says, by task and start."""
+    """Fails as the script says, by task of the layer `first` and by start."""
 
     name: ClassVar[str] = "scripted"
     script: ClassVar[dict[str, list[BaseException | None]]] = {}
@@ -35,9 +41,10 @@ class Scripted(ChunkStage):
         return {}
 
     def process(self, task):
-        start = self.starts[f"{self.output}/{task.key}"]
-        self.starts[f"{self.output}/{task.key}"] += 1
-        failures = self.script.get(str(task.key), [])
+        name = f"{self.output}/{task.key}"
+        start = self.starts[name]
+        self.starts[name] += 1
+        failures = self.script.get(name, [])
         if start < len(failures) and failures[start] is not None:
             if failures[start] is KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -94,7 +101,7 @@ def served(url, **options):
 
 @pytest.mark.parametrize("failures", [1, 4])
 def test_a_passing_error_is_tried_again(scripted, failures):
-    run = scripted({"0_1_0_0": [BUSY] * failures})
+    run = scripted({"first/0_1_0_0": [BUSY] * failures})
     run_to_end(run, serial, only="first", quiet=True)
     assert Scripted.starts == {f"first/0_{x}_0_0": 1 + failures * (x == 1) for x in range(4)}
     assert not failed(run)
@@ -102,7 +109,7 @@ def test_a_passing_error_is_tried_again(scripted, failures):
 
 
 def test_the_fifth_passing_error_parks(scripted):
-    run = scripted({"0_1_0_0": [BUSY] * 5})
+    run = scripted({"first/0_1_0_0": [BUSY] * 5})
     with pytest.raises(TaskError, match="1 of 4 tasks of first failed, first 0_1_0_0"):
         run_to_end(run, serial, quiet=True)
     record = failed(run)["first/0_1_0_0"]
@@ -117,7 +124,7 @@ def test_the_fifth_passing_error_parks(scripted):
     [(DataError("ids are negative"), "data"), (ZeroDivisionError("oh"), "ZeroDivisionError")],
 )
 def test_a_lasting_error_parks_at_once_and_the_wave_goes_on(scripted, error, code):
-    run = scripted({"0_1_0_0": [error] * 9})
+    run = scripted({"first/0_1_0_0": [error] * 9})
     with pytest.raises(TaskError) as raised:
         run_to_end(run, serial, quiet=True)
     assert "first 0_1_0_0" in str(raised.value)
@@ -134,7 +141,7 @@ def test_a_lasting_error_parks_at_once_and_the_wave_goes_on(scripted, error, cod
 
 
 def test_retry_lets_the_next_run_try_again(scripted):
-    run = scripted({"0_1_0_0": [DataError("wrong")]})
+    run = scripted({"first/0_1_0_0": [DataError("wrong")]})
     with pytest.raises(TaskError):
         run_to_end(run, serial, quiet=True)
     with pytest.raises(TaskError):
@@ -149,7 +156,7 @@ def test_retry_lets_the_next_run_try_again(scripted):
 
 
 def test_a_full_root_ends_the_run_and_parks_nothing(scripted):
-    run = scripted({"0_1_0_0": [RootError("no space left; free some")]})
+    run = scripted({"first/0_1_0_0": [RootError("no space left; free some")]})
     with pytest.raises(RootError, match="no space left"):
         run_to_end(run, serial, quiet=True)
     assert not failed(run)
@@ -158,7 +165,7 @@ def test_a_full_root_ends_the_run_and_parks_nothing(scripted):
 
 
 def test_on_a_queue_the_lease_of_a_passing_error_lapses(scripted, queue):
-    run = scripted({"0_1_0_0": [BUSY, BUSY]})
+    run = scripted({"first/0_1_0_0": [BUSY, BUSY]})
     starts = []
     outcomes = []
 
@@ -173,7 +180,7 @@ def test_on_a_queue_the_lease_of_a_passing_error_lapses(scripted, queue):
 
 
 def test_on_a_queue_the_fifth_start_is_the_last(scripted, queue):
-    run = scripted({"0_1_0_0": [BUSY] * 9})
+    run = scripted({"first/0_1_0_0": [BUSY] * 9})
     outcomes = []
     with pytest.raises(TaskError, match="1 of 4 tasks of first failed"):
         run_to_end(run, served(queue, lease_s=1, on_task=outcomes.append), quiet=True)
@@ -184,7 +191,7 @@ def test_on_a_queue_the_fifth_start_is_the_last(scripted, queue):
 
 
 def test_a_message_that_kills_its_workers_is_parked(scripted, queue):
-    run = scripted({"0_1_0_0": [KILL] * 9})
+    run = scripted({"first/0_1_0_0": [KILL] * 9})
     fork = multiprocessing.get_context("fork")
     deaths = []
 

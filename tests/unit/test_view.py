@@ -347,6 +347,22 @@ class TestLaunch:
             assert urlsplit(viewer.url).hostname == "127.0.0.1"
         assert viewer.servers == []
 
+    def test_given_port_and_those_that_follow(self, folder):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        shown = [layer("seg", f"file://{folder}/seg", **SEGMENTATION)]
+        with launch(shown, port=port) as viewer:
+            assert urlsplit(viewer.url).port == port
+            assert viewer.servers[0].url == f"http://127.0.0.1:{port + 1}"
+            with pytest.raises(PermanentError, match=str(port + 1)):
+                launch(shown, port=port)
+
+    def test_taken_port_of_the_viewer(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(PermanentError, match=str(port)):
+                launch([layer()], port=port)
+
     def test_missing_layer(self, folder):
         with pytest.raises(MissingInputError, match=r"lost: .*absent"):
             launch([layer("lost", f"file://{folder}/absent")])

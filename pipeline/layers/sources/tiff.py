@@ -274,7 +274,6 @@ def read_page(
                 index = (s * down + i) * across + j
                 piece = cache.get((number, index), partial(_decode, page, index))
                 y, x = i * high, j * wide
-                piece = piece[: length - y, : width - x]
                 top, left = max(y, rows.start), max(x, columns.start)
                 bottom = min(y + piece.shape[0], rows.stop)
                 right = min(x + piece.shape[1], columns.stop)

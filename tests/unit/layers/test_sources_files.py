@@ -416,6 +416,18 @@ def test_truncated_tiff(tmp_path, how, kept):
         open_source(str(path))
 
 
+def test_a_mapped_tiff_cut_short_says_by_how_much(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, random_array(), imagej=True)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size - 45 * 33)
+    with pytest.raises(
+        SourceError, match=rf"cut short, {size - 45 * 33} bytes are there but"
+    ):
+        open_source(str(path))
+
+
 def test_truncated_tiff_of_pillow(tmp_path):
     pages = [Image.fromarray(section) for section in random_array()]
     path = tmp_path / "a.tif"
@@ -698,7 +710,8 @@ def test_real_volumes():
     with open_source(f"{DATA}/ac4.h5:raw") as source:
         assert source.shape == Vec3(1024, 1024, 100)
         assert source.voxel_size_nm == (6.0, 6.0, 30.0)
-        assert source.read(Bbox(Vec3(9, 9, 9), Vec3(99, 99, 19))).std() > 10
+        part = source.read(Bbox(Vec3(9, 9, 9), Vec3(99, 99, 19)))
+        assert part.std() > 10
     with open_source(f"{DATA}/isbi2012/image") as source:
         assert source.shape == Vec3(512, 512, 20)
         assert source.read(Bbox(Vec3(9, 9, 9), Vec3(99, 99, 19))).std() > 10

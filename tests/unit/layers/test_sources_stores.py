@@ -95,12 +95,13 @@ def test_zarr_array_with_the_attributes_of_funlib(tmp_path):
     assert_reads(source, random_array().T)
 
 
-def test_zarr3_named_dimensions(tmp_path):
-    array = random_array(shape=(2, 45, 33, 21))
+@pytest.mark.parametrize("channels", [1, 2])
+def test_zarr3_named_dimensions(tmp_path, channels):
+    array = random_array(shape=(channels, 45, 33, 21))
     write("zarr3", tmp_path / "a", array, dimension_names=["c", "x", "y", "z"])
     source = open_source(str(tmp_path / "a"))
-    assert source.channels == 2
-    assert_reads(source, np.moveaxis(array, 0, -1))
+    assert source.channels == channels
+    assert_reads(source, array[0] if channels == 1 else np.moveaxis(array, 0, -1))
 
 
 def ngff(levels, axes, image_label=False):
@@ -157,7 +158,10 @@ def test_ngff_of_five_axes_with_labels_below(tmp_path):
     top = tmp_path / "a.zarr"
     write("zarr", top / "0", random_array(shape=(1, 3, *SHAPE)))
     write("zarr", top / "labels/cells/0", random_array("u2"))
-    steps = [{"type": "scale", "scale": [1, 1, 40, 4, 5]}]
+    steps = [
+        {"type": "scale", "scale": [1, 1, 40, 4, 5]},
+        {"type": "translation", "translation": [0, 0, 80, 12, 25]},
+    ]
     axes = [("t", None), ("c", None), *((name, "nanometer") for name in "zyx")]
     image = ngff([("0", steps)], axes)
     whole = [{"type": "scale", "scale": [1, 1, 1, 2, 2]}]
@@ -170,6 +174,7 @@ def test_ngff_of_five_axes_with_labels_below(tmp_path):
     source = open_source(str(top))
     assert (source.channels, source.kind_of_values) == (3, "image")
     assert source.voxel_size_nm == (10.0, 8.0, 40.0)
+    assert source.voxel_offset == Vec3(5, 3, 2)
     assert_reads(source, random_array(shape=(1, 3, *SHAPE))[0].transpose(3, 2, 1, 0))
     source = open_source(f"{top}:labels/cells")
     assert (source.dtype, source.kind_of_values) == ("uint16", "segmentation")
@@ -453,3 +458,11 @@ def test_a_store_that_does_not_answer_may_be_tried_again(monkeypatch):
         StorageUnavailableError, match=r"the store does not answer, .*connect"
     ):
         open_source(f"http://127.0.0.1:{port}/a.zarr")
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+    write("zarr", tmp_path / "a.zarr/s0", random_array())
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    assert_reads(open_source("../a.zarr/s0"), random_array().T)
+    assert_reads(open_source("../b/../a.zarr:s0"), random_array().T)

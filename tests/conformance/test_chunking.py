@@ -1,0 +1,314 @@
+"""No result depends on how the volume was cut: what every distributed run rests on.
+
+Exact stages give the same to the last bit. Ids carry the place of their chunk, so
+supervoxels are compared by the voxels that they hold; basins end at the faces of chunks
+by design and are looked at once they are joined. Skeletons find other paths in other
+chunks, and must hang together as those of the whole do.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import TaskError
+from pipeline.geometry import Bbox, Halo, Vec3
+from pipeline.recipe import Recipe
+from pipeline.runtime.run import Run
+from pipeline.specs import Region
+from pipeline.stages import STAGES
+
+from .examples import (
+    BOUNDS,
+    EXAMPLES,
+    SHAPE,
+    Example,
+    finished,
+    parse,
+    partition,
+    segments,
+    supervoxels,
+    top,
+    volume,
+)
+from .same import assert_same
+
+CHUNKS = st.builds(
+    Vec3, st.integers(11, SHAPE.x), st.integers(9, SHAPE.y), st.integers(5, SHAPE.z)
+)
+CUT = Vec3(19, 14, 9)
+
+
+@pytest.fixture(scope="session")
+def whole(world, tmp_path_factory):
+    """What an example gives in one chunk."""
+
+    @cache
+    def result(name):
+        return cut_into(EXAMPLES[name], SHAPE, world, tmp_path_factory.mktemp("whole"))
+
+    return result
+
+
+def cut_into(example: Example, chunk, world, root):
+    return example.result(finished(example.recipe(chunk, world, joined=True), root))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@settings(max_examples=5)
+@given(chunk=CHUNKS)
+def test_result_does_not_depend_on_chunking(name, chunk, whole, world, tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    assert_same(whole(name), cut_into(EXAMPLES[name], chunk, world, root))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_there_is_something_to_compare(name, whole):
+    """Ids by the dozen, tables with rows, voxels of several values."""
+    sizes = [len(np.unique(a)) for a in leaves(whole(name)) if isinstance(a, np.ndarray)]
+    assert max(sizes, default=len(list(leaves(whole(name))))) > 10
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [leaf for v in value for leaf in leaves(v)]
+    return [value]
+
+
+def test_all_but_skeletons_are_exact():
+    seams = {name for name, stage in STAGES.items() if stage.chunking == "seams"}
+    assert seams == {"skeleton_fragments", "skeletons"}
+
+
+# -- skeletons ------------------------------------------------------------------------
+
+
+@settings(max_examples=4)
+@given(chunk=CHUNKS)
+def test_skeletons_of_neighbouring_chunks_meet_on_the_seam(chunk, world, tmp_path_factory):
+    """On the plane that two chunks share, each has a vertex where the other has one."""
+    recipe = EXAMPLES["skeleton_fragments"].recipe(chunk, world)
+    run = finished(recipe, tmp_path_factory.mktemp("seams"))
+    stage = run.recipe.stages[-1]
+    met = 0
+    for key in stage.plan()[0]:
+        for axis in range(3):
+            above = [key.x, key.y, key.z]
+            above[axis] += 1
+            if above[axis] >= stage.grid.counts()[axis]:
+                continue
+            other = type(key)(0, *above)
+            plane = (stage.task(other).box.start[axis] + 0.5) * stage.voxel_size_nm[axis]
+            shared = stage.task(key).read_box.intersection(stage.task(other).read_box)
+            ends = [
+                on_plane(run, stage, k, axis, plane, shared.coarser(Vec3(1, 1, 1)))
+                for k in (key, other)
+            ]
+            assert ends[0] == ends[1]
+            met += len(ends[0])
+    assert met > 0 or len(list(stage.grid)) == 1
+
+
+def on_plane(run, stage, key, axis, plane, shared):
+    """Return the ends on the shared plane, where neither chunk meets a third."""
+    task = stage.task(key)
+    found = stage.pieces(task, run.store.read(stage.reads(task)["segmentation"]))
+    ends = set()
+    size = np.array(stage.voxel_size_nm)
+    low, high = np.array(list(shared.start)), np.array(list(shared.stop)) - 1
+    others = [a for a in range(3) if a != axis]
+    for segment, piece in found.items():
+        at = piece["vertices"][np.abs(piece["vertices"][:, axis] - plane) < 1e-3]
+        voxels = np.rint(at / size - 0.5)
+        inner = (voxels > low)[:, others].all(1) & (voxels < high)[:, others].all(1)
+        degree = np.bincount(piece["edges"].ravel(), minlength=len(piece["vertices"]))
+        is_end = degree[np.abs(piece["vertices"][:, axis] - plane) < 1e-3] == 1
+        ends |= {(segment, *v) for v in voxels[inner & is_end].tolist()}
+    return ends
+
+
+# -- end to end -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affinities", ["ties", "affinities"])
+@settings(max_examples=4)
+@given(chunk=CHUNKS)
+def test_segments_of_affinities_do_not_depend_on_chunking(
+    affinities, chunk, whole_segments, world, tmp_path_factory
+):
+    """From uint8 affinities full of ties, and from float32."""
+    found = segmented(affinities, chunk, world, tmp_path_factory.mktemp("segments"))
+    assert_same(whole_segments(affinities), found)
+
+
+@pytest.fixture(scope="session")
+def whole_segments(world, tmp_path_factory):
+    @cache
+    def result(affinities):
+        root = tmp_path_factory.mktemp("whole-segments")
+        return segmented(affinities, SHAPE, world, root)
+
+    return result
+
+
+def segmented(affinities, chunk, world, root):
+    """Run the chain; return supervoxels, segments, and the graph without its ids."""
+    entries = [
+        *supervoxels(chunk, affinities),
+        *segments(chunk, "supervoxels", affinities),
+    ]
+    run = finished(parse(entries, chunk, world), root)
+    graph = top(run, "region_graph")
+    by_anchor = np.argsort(graph["anchor"])
+    return {
+        "supervoxels": partition(volume(run, "supervoxels")[0]),
+        "segments": partition(volume(run, "segments")[0]),
+        "size": graph["size"][by_anchor],
+        "centre": graph["coordinate_sum"][by_anchor],
+        "contacts": contacts_by_anchor(graph),
+    }
+
+
+def contacts_by_anchor(graph):
+    """Return anchors, area and affinity of every contact, in an order of their own."""
+    anchors = graph["anchor"][np.searchsorted(graph["ids"], graph["pairs"])]
+    rows = np.hstack([np.sort(anchors, axis=1), graph["area"], graph["affinity"]])
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+@pytest.mark.parametrize("affinities", ["ties", "affinities"])
+def test_the_chain_is_not_vacuous(affinities, whole_segments):
+    """Many supervoxels, fewer segments, and more than one of them."""
+    found = whole_segments(affinities)
+    n_supervoxels = len(np.unique(found["supervoxels"]))
+    n_segments = len(np.unique(found["segments"]))
+    assert 5 < n_segments < n_supervoxels
+
+
+# -- the property has teeth -----------------------------------------------------------
+
+SIDES = [
+    ("basins", "basins", "after"),
+    ("basin_graph", "basin_graph", "before"),
+    ("basin_graph", "basin_graph", "after"),
+    ("region_graph", "region_graph", "before"),
+    ("mesh_fragments", "fragments", "after"),
+    ("skeleton_fragments", "fragments", "after"),
+]
+
+
+def with_stage(recipe, output, change):
+    """Return the recipe, with one stage replaced by a subclass of it."""
+    stages = tuple(
+        change(type(s)).model_validate(s.model_dump()) if s.output == output else s
+        for s in recipe.stages
+    )
+    return Recipe(recipe.name, stages, recipe.layers)
+
+
+def without_a_plane(side, axis):
+    """Return what makes a stage blind to one plane of its halo."""
+
+    def change(kind):
+        class Blind(kind):
+            def process(self, task, **inputs):
+                reads = self.reads(task)
+                seen = {
+                    name: blanked(value, reads[name], task, side, axis)
+                    for name, value in inputs.items()
+                }
+                return super().process(task, **seen)
+
+        return Blind
+
+    return change
+
+
+def blanked(value, read, task, side, axis):
+    if not isinstance(read, Region):
+        return value
+    box = task.box
+    if side == "before":
+        lost = read.box.start[axis] < box.start[axis]
+    else:
+        lost = read.box.stop[axis] > box.stop[axis]
+    if not lost:
+        return value
+    value = value.copy(order="F")
+    np.moveaxis(value, axis, 0)[0 if side == "before" else -1] = 0
+    return value
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(("name", "output", "side"), SIDES)
+def test_without_a_plane_of_its_halo_a_stage_is_found_out(
+    name, output, side, axis, whole, world, tmp_path
+):
+    example = EXAMPLES[name]
+    recipe = example.recipe(CUT, world, joined=True)
+    run = finished(with_stage(recipe, output, without_a_plane(side, axis)), tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(whole(name), example.result(run))
+
+
+@pytest.mark.parametrize("name", ["basins", "basin_graph", "region_graph"])
+def test_kernels_refuse_a_chunk_without_its_halo(name, world, tmp_path):
+    def change(kind):
+        class Narrow(kind):
+            halo = Halo()
+
+        return Narrow
+
+    recipe = EXAMPLES[name].recipe(CUT, world, joined=True)
+    with pytest.raises(TaskError, match="lack part of the halo"):
+        finished(with_stage(recipe, name, change), tmp_path)
+
+
+def test_a_mesh_without_its_halo_is_found_out(whole, world, tmp_path):
+    def change(kind):
+        class Narrow(kind):
+            halo = Halo()
+
+        return Narrow
+
+    example = EXAMPLES["mesh_fragments"]
+    run = finished(with_stage(example.recipe(CUT, world), "fragments", change), tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(whole("mesh_fragments"), example.result(run))
+
+
+def test_patches_counted_from_the_chunk_are_found_out(whole, world, tmp_path):
+    """A net that does not know of the whole shows where it was cut."""
+
+    def change(kind):
+        class Local(kind):
+            def task(self, key):
+                task = super().task(key)
+                return type(task)(task.key, task.box, task.read_box, task.box)
+
+        return Local
+
+    example = EXAMPLES["affinities"]
+    run = finished(with_stage(example.recipe(CUT, world), "predicted", change), tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(whole("affinities"), example.result(run))
+
+
+def test_every_stage_with_a_halo_is_tried():
+    with_halo = {n for n, s in STAGES.items() if s.halo != Halo()}
+    assert with_halo == {name for name, _, _ in SIDES}
+    for name, _, side in SIDES:
+        assert getattr(STAGES[name].halo, side) != Vec3(0, 0, 0)
+
+
+def test_bounds_are_no_multiple_of_the_chunks():
+    """The last chunk along every axis is cut short, and so is a coarser mip."""
+    assert all(n % c for n, c in zip(SHAPE, CUT, strict=True))
+    assert Bbox(BOUNDS.start, BOUNDS.stop).coarser(Vec3(2, 2, 1)).finer(
+        Vec3(2, 2, 1)
+    ) != BOUNDS
+    assert isinstance(Run.names("/nonexistent"), list)
