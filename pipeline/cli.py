@@ -37,7 +37,9 @@ Root = Annotated[
     str,
     typer.Option("--root", envvar="EM_ROOT", help="Folder of the run: path, gs://, s3://."),
 ]
-RecipePath = Annotated[str, typer.Argument(help="Recipe, a TOML file.")]
+RecipePath = Annotated[
+    str, typer.Argument(help="Recipe, a TOML file; or the name of a run in the root.")
+]
 RunName = Annotated[
     str | None,
     typer.Argument(help="Recipe or name of its run; all runs of the root if left out."),
@@ -78,10 +80,12 @@ def ingest(
     intensity_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
     ] = None,
-    chunk: Annotated[str, typer.Option(help="x,y,z of a task.")] = "512,512,64",
+    chunk: Annotated[
+        str | None, typer.Option(help="x,y,z of a task; whole sections of a stack.")
+    ] = None,
     storage_chunk: Annotated[
-        str, typer.Option(help="x,y,z of a storage chunk.")
-    ] = "64,64,64",
+        str | None, typer.Option(help="x,y,z of a storage chunk.")
+    ] = None,
     encoding: Annotated[str | None, typer.Option(help="raw, png, jpeg, ...")] = None,
     sharded: Annotated[bool, typer.Option(help="One shard file per task.")] = False,
     mips: Annotated[int, typer.Option(help="Coarser mips.")] = 3,
@@ -95,10 +99,14 @@ def ingest(
     Example: em ingest stack.tif --voxel-size 6,6,30 --root gs://lab/run1
     """
     from pipeline.recipe import Recipe
+    from pipeline.reconstruction import ingest_chunks
 
     with _open(source) as opened:
         size, bounds, shift = _place(opened, voxel_size, offset, bbox)
         values = kind or opened.kind_of_values
+        task, storage = ingest_chunks(opened.shape, opened.natural_chunk, sharded=sharded)
+    task = task if chunk is None else _vector(chunk)
+    storage = storage if storage_chunk is None else _vector(storage_chunk)
     stage = {
         "use": "ingest",
         "source": "source",
@@ -106,7 +114,7 @@ def ingest(
         "kind_of_values": values,
         "voxel_size_nm": list(size),
         "shift": list(shift),
-        "storage_chunk": _ints(storage_chunk),
+        "storage_chunk": list(storage),
         "sharded": sharded,
         "encoding": encoding
         or ("compressed_segmentation" if values == "segmentation" else "raw"),
@@ -121,7 +129,7 @@ def ingest(
                 "layer": layer,
                 "output": f"{layer}/pyramid",
                 "mips": mips,
-                "storage_chunk": _ints(storage_chunk),
+                "storage_chunk": list(storage),
             }
         )
     recipe = Recipe.parse(
@@ -129,7 +137,7 @@ def ingest(
             "name": f"ingest-{layer}",
             "grid": {
                 "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
-                "chunk": _ints(chunk),
+                "chunk": list(task),
             },
             "layers": {"source": source},
             "stage": stages,
@@ -216,7 +224,7 @@ def plan(
     from pipeline.runtime.estimate import estimate, require_memory
     from pipeline.runtime.run import Run
 
-    run = Run.plan(_load(recipe), root)
+    run = Run.plan(_load_or_open(recipe, root), root)
     waves = estimate(run)
     if as_json:
         _print_json({"recipe": run.recipe.name, "waves": [w.to_json() for w in waves]})
@@ -282,9 +290,8 @@ def run(
 
     Example: em run recipe.toml --root out --workers 2
     """
-    begun = _load(recipe) if Path(recipe).exists() else _frozen(root, recipe)
     started, rows = _run(
-        begun,
+        _load_or_open(recipe, root),
         root,
         queue=queue,
         workers=workers,
@@ -715,7 +722,7 @@ def _place(
         raise RecipeError("--voxel-size", [f"{size} is not positive; give x,y,z in nm"])
     shift = Vec3(0, 0, 0)
     if offset is not None:
-        shift = Vec3.of(_ints(offset)) - source.bounds.start
+        shift = _vector(offset) - source.bounds.start
     bounds = source.bounds.shifted(shift)
     if bbox is not None:
         wanted = Bbox.parse(bbox)
@@ -741,12 +748,13 @@ def _load(path: str) -> Recipe:
     return Recipe.load(path)
 
 
-def _frozen(root: str, name: str) -> Recipe:
+def _load_or_open(recipe: str, root: str) -> Recipe:
+    """Read a recipe from its file, or that of a run that was started."""
     from pipeline.runtime.run import Run
 
-    if name not in Run.names(root):
-        return _load(name)
-    return Run.open(root, name).recipe
+    if not Path(recipe).exists() and recipe in Run.names(root):
+        return Run.open(root, recipe).recipe
+    return _load(recipe)
 
 
 def _runs(root: str, recipe: str | None) -> list[Run]:
@@ -766,6 +774,10 @@ def _ints(text: str) -> list[int]:
         return [int(t) for t in text.split(",")]
     except ValueError:
         raise RecipeError(repr(text), ["is not whole numbers between commas"]) from None
+
+
+def _vector(text: str) -> Vec3:
+    return Vec3.of(_ints(text))
 
 
 def _floats(text: str, count: int, option: str) -> list[float]:

@@ -16,6 +16,7 @@ _STORAGE_XY = 64
 _CHUNK_XY = 256
 _CHUNK_Z = 64
 _AFFINITY_XY = 512
+_MOST_INGESTED = 2**30
 _NOWHERE = Vec3(0, 0, 0)
 
 
@@ -179,10 +180,36 @@ def block_recipe(name: str, block: Block) -> dict[str, Any]:
     }
 
 
+def ingest_chunks(shape: Vec3, natural_chunk: Vec3, *, sharded: bool) -> tuple[Vec3, Vec3]:
+    """Choose the chunk of an ingest, and its storage chunk.
+
+    A source that decodes whole sections is read in whole sections, while they fit.
+
+    Parameters
+    ----------
+    shape : Vec3
+        Extent of the source [voxel].
+    natural_chunk : Vec3
+        What it decodes at once.
+    sharded : bool
+        Whether a chunk is a shard, whose extents are powers of two.
+    """
+    is_sections = natural_chunk.x >= shape.x and natural_chunk.y >= shape.y
+    thin = Vec3(128, 128, 16)
+    whole = Vec3(_whole(shape.x, thin.x), _whole(shape.y, thin.y), thin.z)
+    if is_sections and not sharded and whole.product <= _MOST_INGESTED:
+        return whole, thin
+    return Vec3(512, 512, 64), Vec3(64, 64, 64)
+
+
+def _whole(size: int, unit: int) -> int:
+    return math.ceil(size / unit) * unit
+
+
 def _even(size: int, most: int, unit: int) -> int:
     """Return the chunk that cuts an axis into equal parts of at most ``most``."""
     parts = math.ceil(size / most)
-    return math.ceil(math.ceil(size / parts) / unit) * unit
+    return _whole(math.ceil(size / parts), unit)
 
 
 def _mesh_mip(voxel_size_nm: VoxelSize, mips: int) -> int:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -308,7 +309,6 @@ def launch(
     try:
         shown = [_served(layer, servers, port) for layer in layers]
         described = state(shown, position, size=size, title=title)
-        neuroglancer.set_server_bind_address(_LOOPBACK, port)
         client = _client(port)
         client.set_state(described)
     except BaseException:
@@ -518,10 +518,14 @@ def _segmentation(layer: ViewLayer) -> neuroglancer.SegmentationLayer:
 
 
 def _client(port: int) -> neuroglancer.Viewer:
-    try:
-        return neuroglancer.Viewer()
-    except OSError as error:
-        raise _port_taken(port, error) from error
+    """Start the viewer, on a port tried first: its server fails untidily."""
+    if port and not neuroglancer.is_server_running():
+        try:
+            socket.create_server((_LOOPBACK, port)).close()
+        except OSError as error:
+            raise _port_taken(port, error) from error
+    neuroglancer.set_server_bind_address(_LOOPBACK, port)
+    return neuroglancer.Viewer()
 
 
 def _port_taken(port: int, error: OSError) -> PermanentError:

@@ -84,7 +84,8 @@ class Store:
     ) -> None:
         """Write what describes a layer; doing so twice is harmless.
 
-        Meshes and skeletons in a folder of a volume are made known in its `info`. A
+        A volume that is there with the same finest mip gets the coarser ones of the
+        spec. Meshes and skeletons in a folder of a volume are made known in its `info`. A
         provenance that is already there is kept.
 
         Raises
@@ -101,6 +102,10 @@ class Store:
         present = self.get_json(f"{layer}/info")
         if present is None:
             self.put_json(f"{layer}/info", info)
+            self._opened.pop(layer, None)
+        elif _has_other_mips(present, info):
+            linked = {k: v for k, v in present.items() if k in _IN_PARENT}
+            self.put_json(f"{layer}/info", {**info, **linked})
             self._opened.pop(layer, None)
         else:
             differing = _differing(present, info)
@@ -446,6 +451,20 @@ def _is_gzipped(spec: LayerSpec) -> bool:
         isinstance(spec, VolumeSpec)
         and spec.shard is None
         and spec.encoding in volumes.GZIPPED
+    )
+
+
+def _has_other_mips(present: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether two volumes differ in nothing but how many coarser mips they have."""
+    if (
+        not isinstance(present, dict)
+        or not present.get("scales")
+        or not wanted.get("scales")
+    ):
+        return False
+    finest = {**wanted, "scales": wanted["scales"][:1]}
+    return present["scales"] != wanted["scales"] and not _differing(
+        {**present, "scales": present["scales"][:1]}, finest
     )
 
 

@@ -11,6 +11,9 @@ from pipeline.runtime.run import Run
 from pipeline.specs import Read, Region, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Wave
 
+PROCESS_BYTES = 300 * 2**20
+"""Python with the libraries of a stage, before any data."""
+
 
 @dataclass(frozen=True)
 class WaveEstimate:
@@ -78,10 +81,15 @@ def require_memory(run: Run, limit: int) -> None:
         f"has {limit / 2**30:.1f} GiB; use a smaller chunk than {stage.chunk} or fewer "
         "workers"
         for stage in run.recipe.stages
-        if (need := stage.memory(run.specs)) > limit
+        if (need := peak_memory(stage, run.specs)) > limit
     ]
     if faults:
         raise MemoryLimitError("\n".join(faults))
+
+
+def peak_memory(stage: Stage, specs: Specs) -> int:
+    """Return the memory of a process that does the largest task [byte]."""
+    return PROCESS_BYTES + stage.memory(specs)
 
 
 def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
@@ -106,7 +114,7 @@ def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
         voxels=voxels,
         bytes_in=bytes_in * len(wave),
         bytes_out=bytes_out,
-        peak_memory=stage.memory(specs),
+        peak_memory=peak_memory(stage, specs),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.view import ViewLayer
 
 _SELECTED = 12
+_CANDIDATES = 60
 _SHEET = Vec3(512, 512, 128)
 _SHOWN = ("image", "affinities", "segmentation", "truth")
 
@@ -93,7 +94,7 @@ def contact_sheet_of(run: Run, path: Path, scores: dict[str, Any] | None) -> Non
     with_mesh = set(store.segments("segmentation/meshes"))
     meshes: dict[int, Mesh] = {
         segment: store.read_mesh("segmentation/meshes", segment)
-        for segment in largest_segments(run, "segmentation")
+        for segment in largest_segments(run, "segmentation", _CANDIDATES)
         if segment in with_mesh
     }
     contact_sheet(

@@ -33,6 +33,7 @@ from pipeline.errors import (
     DataError,
     MissingInputError,
     PermanentError,
+    RecipeError,
     RootError,
     StaleOutputError,
     TransientError,
@@ -40,6 +41,7 @@ from pipeline.errors import (
 from pipeline.geometry import Bbox, ChunkKey
 from pipeline.layers.provenance import provenance
 from pipeline.layers.store import Store
+from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
 from pipeline.runtime.memory import peak_memory, reset_peak_memory
 from pipeline.specs import LayerSpec, Record, Region, Value, VolumeSpec
@@ -111,7 +113,18 @@ class Run:
         """
         store = Store(root, recipe.layers)
         recipe = recipe.pinned()
-        return cls(store, recipe, recipe.specs(lambda layer, _: store.describe(layer)))
+        specs = recipe.specs(lambda layer, _: store.describe(layer))
+        faults = []
+        for stage in recipe.stages:
+            spec = specs[stage.output]
+            if isinstance(spec, VolumeSpec):
+                try:
+                    check_spec(stage.output, spec)
+                except PermanentError as error:
+                    faults.append(str(error))
+        if faults:
+            raise RecipeError(recipe.name, faults)
+        return cls(store, recipe, specs)
 
     @classmethod
     def start(cls, recipe: Recipe, root: str, *, replace: bool = False) -> Run:
@@ -147,9 +160,9 @@ class Run:
             },
         )
         for stage in run.recipe.stages:
-            target = stage.output.removesuffix("/pyramid")
-            if target == stage.output:
-                run.store.create(stage.output, run.specs[target], run.provenance(stage))
+            layer = run.data_layer(stage)
+            if layer == stage.output or layer in run.recipe.external:
+                run.store.create(layer, run.specs[layer], run.provenance(stage))
         return run
 
     @classmethod

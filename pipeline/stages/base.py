@@ -202,20 +202,20 @@ class Stage(BaseModel, ABC):
         return []
 
     def memory(self, specs: Specs) -> int:
-        """Estimate the peak memory of the largest task [byte]."""
-        corner = self.task(next(iter(self.keys(self.plan()[0].level))))
-        extent = (self.chunk + self.reach.before + self.reach.after).minimum(
-            corner.bounds.shape
-        )
-        total = self.bytes_per_voxel * extent.product
-        for read in self.reads(corner).values():
-            if isinstance(read, Region):
-                spec = specs.get(read.layer)
-                if isinstance(spec, VolumeSpec):
-                    total += spec.itemsize * extent.product
+        """Estimate the peak memory of the largest task [byte].
+
+        The first task is as large as any, but for the halo below it.
+        """
+        task = self.task(next(iter(self.plan()[0])))
+        reads = [r for r in self.reads(task).values() if isinstance(r, Region)]
+        total = self.bytes_per_voxel * max((r.box.volume for r in reads), default=0)
+        for read in reads:
+            spec = specs.get(read.layer)
+            if isinstance(spec, VolumeSpec):
+                total += spec.itemsize * read.box.volume
         output = self.describe(specs)
         if isinstance(output, VolumeSpec):
-            total += 2 * output.itemsize * self.chunk.minimum(corner.bounds.shape).product
+            total += 2 * output.itemsize * task.box.volume
         return int(total)
 
     @property
@@ -268,6 +268,16 @@ class OctreeStage(Stage):
 
     A node at level 0 reads voxels, above it the records of its children.
     """
+
+    merge_bytes_per_voxel: ClassVar[float] = 8.0
+    """Memory to merge records [byte per voxel of the node]."""
+
+    def memory(self, specs: Specs) -> int:
+        """Estimate the larger of a leaf's and the top's peak memory [byte]."""
+        top = 0.0
+        if self.grid.height > 0:
+            top = self.merge_bytes_per_voxel * self.bounds.volume
+        return max(super().memory(specs), int(top))
 
     def octree_level(self, level: int) -> int:
         """Return the level itself."""

@@ -114,7 +114,8 @@ class BasinGraphs(OctreeStage):
 
     name: ClassVar[str] = "basin_graph"
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
-    bytes_per_voxel: ClassVar[float] = 24.0
+    bytes_per_voxel: ClassVar[float] = 70.0
+    merge_bytes_per_voxel: ClassVar[float] = 60.0
 
     basins: Layer
     affinities: Layer

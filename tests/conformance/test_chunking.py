@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TaskError
@@ -57,7 +57,7 @@ def cut_into(example: Example, chunk, world, root):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-@settings(max_examples=5)
+@settings(max_examples=5, phases=[Phase.generate])
 @given(chunk=CHUNKS)
 def test_result_does_not_depend_on_chunking(name, chunk, whole, world, tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
@@ -87,7 +87,7 @@ def test_all_but_skeletons_are_exact():
 # -- skeletons ------------------------------------------------------------------------
 
 
-@settings(max_examples=4)
+@settings(max_examples=4, phases=[Phase.generate])
 @given(chunk=CHUNKS)
 def test_skeletons_of_neighbouring_chunks_meet_on_the_seam(chunk, world, tmp_path_factory):
     """On the plane that two chunks share, each has a vertex where the other has one."""
@@ -135,7 +135,7 @@ def on_plane(run, stage, key, axis, plane, shared):
 
 
 @pytest.mark.parametrize("affinities", ["ties", "affinities"])
-@settings(max_examples=4)
+@settings(max_examples=4, phases=[Phase.generate])
 @given(chunk=CHUNKS)
 def test_segments_of_affinities_do_not_depend_on_chunking(
     affinities, chunk, whole_segments, world, tmp_path_factory

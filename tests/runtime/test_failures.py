@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Scripted(ChunkStage):
-    """Fails as the script says, by task of the layer `first` and by start."""
+    """Fails as the script says, by LAYER/KEY and start."""
 
     name: ClassVar[str] = "scripted"
     script: ClassVar[dict[str, list[BaseException | None]]] = {}
@@ -166,14 +166,9 @@ def test_a_full_root_ends_the_run_and_parks_nothing(scripted):
 
 def test_on_a_queue_the_lease_of_a_passing_error_lapses(scripted, queue):
     run = scripted({"first/0_1_0_0": [BUSY, BUSY]})
-    starts = []
     outcomes = []
-
-    def serve():
-        starts.append(run.store.get_json("first/attempts/0_1_0_0.json"))
-        work(queue, lease_s=1, max_tasks=1, on_task=outcomes.append)
-
-    run_to_end(run, Queued(queue, poll_s=0.01, on_wait=serve), only="first", quiet=True)
+    executor = served(queue, lease_s=1, on_task=outcomes.append)
+    run_to_end(run, executor, only="first", quiet=True)
     assert Scripted.starts["first/0_1_0_0"] == 3
     assert outcomes == ["done"] * 4
     assert not list(run.store.list("first/attempts/")), "the count goes with the task"
