@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.runtime.drive import StageSummary
     from pipeline.runtime.run import Run
+    from pipeline.stages.base import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -162,8 +163,9 @@ def reconstruct(
         str, typer.Option(help="Affinity model: folder or name.")
     ] = "cortex-rsunet",
     threshold: Annotated[
-        float, typer.Option(help="Mean affinity down to which segments are merged.")
-    ] = 0.25,
+        float | None,
+        typer.Option(help="Mean affinity down to which segments are merged."),
+    ] = None,
     intensity_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
     ] = None,
@@ -522,7 +524,8 @@ def view(
     from pipeline.runtime.results import view_layers
 
     chosen = None if segments is None else _ints(segments)
-    layers = [v for r in _runs(root, recipe) for v in view_layers(r, segments=chosen)]
+    found = [v for r in _runs(root, recipe) for v in view_layers(r, segments=chosen)]
+    layers = list({layer.location: layer for layer in found}.values())
     place = None if position is None else _ints(position)
     if url:
         typer.echo(neuroglancer_view.hosted_url(layers, place))
@@ -582,6 +585,8 @@ def _run(
         chosen = [ChunkKey.parse(t.rpartition("/")[2]) for t in tasks]
     if only is not None:
         only = recipe.stage(only).output
+    if chosen is not None:
+        _require_tasks(recipe, recipe.stage(str(only)), chosen)
     planned = Run.plan(recipe, root)
     if not queue:
         require_memory(planned, _limit(memory_limit, workers))
@@ -600,6 +605,23 @@ def _run(
             started, executor, only=only, within=within, tasks=chosen, quiet=quiet
         )
     return started, rows
+
+
+def _require_tasks(recipe: Recipe, stage: Stage, keys: list[ChunkKey]) -> None:
+    levels = [wave.level for wave in stage.plan()]
+    faults = [
+        f"--task {stage.output}/{key} is no task of {stage.name}; it has "
+        + " and ".join(f"{_counts(stage, level)} at level {level}" for level in levels)
+        for key in keys
+        if key.level not in levels
+        or any(p >= n for p, n in zip(key.position, _counts(stage, key.level), strict=True))
+    ]
+    if faults:
+        raise RecipeError(recipe.name, faults)
+
+
+def _counts(stage: Stage, level: int) -> Vec3:
+    return stage.grid_at(level).counts(stage.octree_level(level))
 
 
 def _limit(memory_limit: float | None, workers: int | None) -> int:

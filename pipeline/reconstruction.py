@@ -38,8 +38,8 @@ class Block:
         Affinity model.
     truth : str or None
         Location of labels with the same voxels, to score against.
-    threshold : float
-        Mean affinity down to which segments are merged.
+    threshold : float or None
+        Mean affinity down to which segments are merged; None takes the stage's.
     intensity_range : (float, float) or None
         Values that become 0 and 255, for an image that is not uint8.
     """
@@ -51,7 +51,7 @@ class Block:
     model: str = "cortex-rsunet"
     truth: str | None = None
     truth_shift: Vec3 = _NOWHERE
-    threshold: float = 0.25
+    threshold: float | None = None
     intensity_range: tuple[float, float] | None = None
 
 
@@ -133,7 +133,7 @@ def block_recipe(name: str, block: Block) -> dict[str, Any]:
             "use": "agglomeration",
             "graph": "region_graph",
             "output": "agglomeration",
-            "threshold": block.threshold,
+            **({} if block.threshold is None else {"threshold": block.threshold}),
         },
         {
             "use": "relabel",

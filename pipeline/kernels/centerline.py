@@ -8,6 +8,8 @@ import kimimaro
 import numpy as np
 from numpy.typing import NDArray
 from osteoid import Skeleton as _Osteoid
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def join(pieces: list[Centerline], *, dust_nm: float, tick_nm: float) -> Centerl
         _Osteoid(p.vertices, p.edges, radii=p.radius, space="physical") for p in pieces
     ]
     whole = _Osteoid.simple_merge(parts).consolidate()
+    whole.edges = _without_rings(len(whole.vertices), whole.edges)
     whole = kimimaro.postprocess(whole, dust_threshold=dust_nm, tick_threshold=tick_nm)
     if len(whole.vertices) == 0:
         return None
@@ -105,3 +108,18 @@ def join(pieces: list[Centerline], *, dust_nm: float, tick_nm: float) -> Centerl
         whole.edges.astype(np.uint32).reshape(-1, 2),
         np.asarray(whole.radius, dtype=np.float32),
     )
+
+
+def _without_rings(n: int, edges: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Leave out an edge of each component that is one bare ring.
+
+    Pieces around the common edge of four chunks may close to such a ring, and kimimaro,
+    which clears loops, would leave nothing of it.
+    """
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    _, component = connected_components(graph, directed=False)
+    degree = np.bincount(edges.ravel(), minlength=n)
+    others = component[degree != 2]
+    found, first = np.unique(component[edges[:, 0]], return_index=True)
+    kept: NDArray[np.uint32] = np.delete(edges, first[~np.isin(found, others)], axis=0)
+    return kept

@@ -160,6 +160,11 @@ class Store:
             )
         return found
 
+    def is_precomputed(self, layer: str) -> bool:
+        """Whether a layer is a Precomputed volume, and not a source of another format."""
+        info = self._info_of(layer)
+        return info is not None and "scales" in info
+
     def delete(self, layer: str) -> None:
         """Delete a layer of the run, and its mention in the `info` of its volume.
 

@@ -32,26 +32,26 @@ def view_layers(run: Run, *, segments: list[int] | None = None) -> list[ViewLaye
     """
     from pipeline.view import ViewLayer
 
-    written = {stage.output for stage in run.recipe.stages}
+    written = [stage.output for stage in run.recipe.stages]
+    outside = [layer for layer in run.recipe.external if run.store.is_precomputed(layer)]
     layers = []
-    for stage in run.recipe.stages:
-        spec = run.specs[stage.output]
-        if not isinstance(spec, VolumeSpec) or stage.output.endswith("/pyramid"):
+    for layer in (*outside, *written):
+        spec = run.specs[layer]
+        meshes = f"{layer}/meshes" in written
+        # Basins and supervoxels are means to an end.
+        is_shown = layer in _SHOWN or layer in outside or meshes
+        if not is_shown or not isinstance(spec, VolumeSpec):
             continue
-        # Basins and supervoxels are means to an end: only what is named for a viewer.
-        if stage.output not in _SHOWN and f"{stage.output}/meshes" not in written:
-            continue
-        meshes = f"{stage.output}/meshes" in written
         selected: list[int] = []
         if meshes:
-            selected = largest_segments(run, stage.output) if segments is None else segments
+            selected = largest_segments(run, layer) if segments is None else segments
         layers.append(
             ViewLayer(
-                name=stage.output,
-                location=run.store.location(stage.output),
+                name=layer,
+                location=run.store.location(layer),
                 spec=spec,
                 meshes=meshes,
-                skeletons=f"{stage.output}/skeletons" in written,
+                skeletons=f"{layer}/skeletons" in written,
                 selected=selected,
             )
         )

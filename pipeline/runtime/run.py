@@ -418,16 +418,16 @@ class Run:
         self.store.delete_document(self._path(stage, "done", key))
 
     def forget_lost(self, stage: Stage) -> list[ChunkKey]:
-        """Forget tasks whose objects are no longer there; return them.
+        """Forget tasks whose record or objects are no longer there; return them.
 
         Looks at names alone; ``em verify`` also compares checksums.
         """
         layer = self.data_layer(stage)
-        records = [d for d in self.done_records(stage) if d.objects]
-        if not records:
-            return []
-        present = {p.removeprefix(f"{layer}/") for p in self.store.list(f"{layer}/")}
-        lost = [d.key for d in records if not present.issuperset(d.objects)]
+        records = list(self.done_records(stage))
+        lost = sorted(self.done_keys(stage) - {d.key for d in records})
+        if any(d.objects for d in records):
+            present = {p.removeprefix(f"{layer}/") for p in self.store.list(f"{layer}/")}
+            lost += [d.key for d in records if not present.issuperset(d.objects)]
         for key in lost:
             self.forget(stage, key)
         return lost

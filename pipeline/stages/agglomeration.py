@@ -30,7 +30,7 @@ class Agglomeration(Stage):
     name: ClassVar[str] = "agglomeration"
 
     graph: Layer
-    threshold: float = Field(default=0.25, ge=0, le=1)
+    threshold: float = Field(default=0.3, ge=0, le=1)
 
     def grid_at(self, level: int) -> Grid:
         """Return a grid of one chunk."""

@@ -169,7 +169,7 @@ class SupervoxelTable(Stage):
     name: ClassVar[str] = "supervoxel_table"
 
     graph: Layer
-    size_threshold: int = Field(default=200, ge=0)
+    size_threshold: int = Field(default=400, ge=0)
     dust: int = Field(default=200, ge=0)
 
     def grid_at(self, level: int) -> Grid:

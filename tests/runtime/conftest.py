@@ -28,7 +28,7 @@ SHAPE = Vec3(96, 80, 24)
 CHUNK = Vec3(48, 40, 12)
 VOXEL_NM = (12.0, 12.0, 30.0)
 TIMEOUT_S = 90
-RECORDS = {"done", "failed", "attempts"}
+SET_ASIDE = {"done", "failed", "attempts", "runs", ".partial"}
 
 COPY = """
 name = "copy"
@@ -390,21 +390,31 @@ def _opened(pid):
 
 @pytest.fixture(scope="session")
 def objects():
-    """Return what a run wrote, by path, less records and what tells time or place."""
+    """Return the objects of a run by path, less its records and provenance."""
+
+    def read(root):
+        return {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+            and path.name != "provenance"
+            and not SET_ASIDE & {*path.relative_to(root).parts}
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def provenances():
+    """Return the provenance of every layer, less its date and the place of the root."""
 
     def read(root):
         found = {}
-        for path in sorted(root.rglob("*")):
-            parts = path.relative_to(root).parts
-            if path.is_dir() or parts[0] in ("runs", ".partial") or RECORDS & {*parts}:
-                continue
-            content = path.read_bytes()
-            if path.name == "provenance":
-                document = json.loads(content)
-                for entry in document["processing"]:
-                    del entry["date"]
-                content = json.dumps(document).replace(str(root), "ROOT").encode()
-            found["/".join(parts)] = content
+        for path in root.rglob("provenance"):
+            document = json.loads(path.read_text().replace(str(root), "ROOT"))
+            for entry in document["processing"]:
+                del entry["date"]
+            found[str(path.relative_to(root))] = document
         return found
 
     return read
