@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -47,7 +48,8 @@ RunName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Workers = Annotated[
-    int | None, typer.Option(help="Processes; the cores of this machine if left out.")
+    int | None,
+    typer.Option(min=1, help="Processes; the cores of this machine if left out."),
 ]
 Queue = Annotated[
     str,
@@ -89,7 +91,7 @@ def ingest(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="raw, png, jpeg, ...")] = None,
     sharded: Annotated[bool, typer.Option(help="One shard file per task.")] = False,
-    mips: Annotated[int, typer.Option(help="Coarser mips.")] = 3,
+    mips: Annotated[int, typer.Option(min=0, help="Coarser mips.")] = 3,
     workers: Workers = None,
     replace: Annotated[bool, typer.Option(help="Delete what stands in the way.")] = False,
     quiet: Quiet = False,
@@ -140,7 +142,7 @@ def ingest(
                 "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
                 "chunk": list(task),
             },
-            "layers": {"source": source},
+            "layers": {"source": _absolute(source)},
             "stage": stages,
         },
         source=f"ingest of {source}",
@@ -312,11 +314,13 @@ def work(
     queue: Annotated[
         str, typer.Option(envvar="EM_QUEUE", help="fq://FOLDER or sqs://NAME.")
     ],
-    lease_seconds: Annotated[int, typer.Option(help="Length of a lease.")] = 600,
+    lease_seconds: Annotated[int, typer.Option(min=1, help="Length of a lease [s].")] = 600,
     until_empty: Annotated[
         bool, typer.Option(help="Stop when the queue is empty.")
     ] = False,
-    max_tasks: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
+    max_tasks: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many.")
+    ] = None,
 ) -> None:
     """Do tasks from a queue, for any run; SIGTERM lets the task in hand end.
 
@@ -740,8 +744,10 @@ def _place(
             source.location,
             ["does not say how large its voxels are; give --voxel-size X,Y,Z in nm"],
         )
-    if min(size) <= 0:
-        raise RecipeError("--voxel-size", [f"{size} is not positive; give x,y,z in nm"])
+    if not all(0 < s < math.inf for s in size):
+        raise RecipeError(
+            "--voxel-size", [f"{size} is not positive and finite; give x,y,z in nm"]
+        )
     shift = Vec3(0, 0, 0)
     if offset is not None:
         shift = _vector(offset) - source.bounds.start

@@ -27,15 +27,19 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import GeometryError, PermanentError, RecipeError
+from pipeline.errors import PermanentError, RecipeError
 from pipeline.specs import LayerSpec
 from pipeline.stages import STAGES
 from pipeline.stages.base import Specs, Stage
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Describe = Callable[[str, str], LayerSpec]
 """Says what a layer that exists holds, by its name and location."""
@@ -108,6 +112,9 @@ class Recipe:
             faults.append('[layers] is not a table of locations; give name = "location"')
             layers = {}
         grid = document.get("grid", {})
+        if not isinstance(grid, dict):
+            faults.append(f"[grid] is not a table but {grid!r}; give bounds and chunk")
+            grid = {}
         faults += [
             f"[grid] has bounds and chunk, not {key!r}"
             for key in sorted(set(grid) - {"bounds", "chunk"})
@@ -115,7 +122,10 @@ class Recipe:
         shared = {k: v for k, v in grid.items() if k in ("bounds", "chunk")}
         stages: list[Stage] = []
         entries = document.get("stage", [])
-        if not entries:
+        if not isinstance(entries, list):
+            faults.append("stages are not a list of tables; begin each with [[stage]]")
+            entries = []
+        elif not entries:
             faults.append("there is no [[stage]]; give at least one")
         for number, entry in enumerate(entries, 1):
             stage, wrong = _stage(number, entry, shared)
@@ -216,15 +226,13 @@ class Recipe:
                 faults.append(f"layer {layer}: {error}")
         unknown = set(self.external) - set(specs)
         for stage in self.stages:
-            if unknown & {*stage.inputs.values()}:
-                unknown.add(stage.output)
-                continue
             try:
-                wrong = stage.check(specs)
-                faults += wrong
+                faults += stage.check(specs)
                 specs[stage.output] = stage.describe(specs)
-            except (TypeError, KeyError, GeometryError) as error:
-                faults.append(f"{stage.name}: {error}")
+            except (TypeError, KeyError, PermanentError) as error:
+                # That its inputs are unknown is said already.
+                if not (isinstance(error, KeyError) and unknown & {*stage.inputs.values()}):
+                    faults.append(f"{stage.name}: {error}")
                 unknown.add(stage.output)
                 continue
             if stage.output.endswith("/pyramid"):
@@ -276,11 +284,21 @@ def _stage(
     try:
         return STAGES[use].model_validate({**shared, **fields}), []
     except ValidationError as error:
-        return None, [
-            f"{where} ({use}): {'.'.join(str(p) for p in e['loc']) or 'stage'}: {e['msg']}"
-            + (f", not {e['input']!r}" if not isinstance(e["input"], dict) else "")
-            for e in error.errors()
-        ]
+        return None, [f"{where} ({use}): {_fault(use, e)}" for e in error.errors()]
+
+
+def _fault(use: str, error: ErrorDetails) -> str:
+    """Say what is wrong with a field, with its value."""
+    name = ".".join(str(p) for p in error["loc"]) or "stage"
+    if error["type"] == "extra_forbidden":
+        fields = [*STAGES[use].model_fields]
+        near = get_close_matches(name, fields, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        return f"there is no field {name!r}; {meant}{use} has {', '.join(fields)}"
+    if error["type"] == "value_error":
+        return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    value = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{name}: {error['msg']}{value}"
 
 
 def _wiring_faults(stages: list[Stage]) -> list[str]:

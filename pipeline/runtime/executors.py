@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +79,10 @@ class Pool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            # What they have in hand is not done, and will be begun anew.
+            for process in multiprocessing.active_children():
+                process.terminate()
         self._close()
 
     def __call__(
@@ -228,6 +233,7 @@ _opened: dict[str, Run] = {}
 
 
 def _open(root: str, name: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
     _opened["run"] = Run.open(root, name)

@@ -112,18 +112,25 @@ class Run:
             With every fault.
         """
         store = Store(root, recipe.layers)
-        recipe = recipe.pinned()
-        specs = recipe.specs(lambda layer, _: store.describe(layer))
-        faults = []
+        faults: list[str] = []
+        specs: Specs = {}
+        try:
+            recipe = recipe.pinned()
+        except RecipeError as error:
+            faults += error.faults
+        try:
+            specs = recipe.specs(lambda layer, _: store.describe(layer))
+        except RecipeError as error:
+            faults += error.faults
         for stage in recipe.stages:
-            spec = specs[stage.output]
+            spec = specs.get(stage.output)
             if isinstance(spec, VolumeSpec):
                 try:
                     check_spec(stage.output, spec)
                 except PermanentError as error:
                     faults.append(str(error))
         if faults:
-            raise RecipeError(recipe.name, faults)
+            raise RecipeError(recipe.name, list(dict.fromkeys(faults)))
         return cls(store, recipe, specs)
 
     @classmethod

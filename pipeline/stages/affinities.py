@@ -82,6 +82,12 @@ class Affinities(VolumeStage):
             If there is no such model, or if the weights are others than those fixed.
         """
         found = self._config.digest
+        weights = model_folder(self.model) / self._config.weights
+        if not weights.is_file():
+            raise ModelError(
+                f"model {self.model} has no weights at {weights}; fetch them, or train and "
+                "export them"
+            )
         if self.weights and found != self.weights:
             raise ModelError(
                 f"model {self.model} has digest {found}, not {self.weights}; restore it, "
@@ -105,14 +111,17 @@ class Affinities(VolumeStage):
         """Check the image and whether the model's channels are affinities."""
         faults = expect_volume(self.name, specs, self.image, dtypes=("uint8",))
         faults += expect_bounds(self.name, specs, self.image, self.bounds)
-        if faults:
-            return faults
-        if self._config.channels != ("x", "y", "z"):
+        faults += super().check(specs)
+        try:
+            channels = self._config.channels
+        except ModelError as error:
+            return [*faults, f"{self.name}: {error}"]
+        if channels != ("x", "y", "z"):
             faults.append(
-                f"{self.name}: model {self.model} gives {self._config.channels}, not the "
-                "affinities x, y, z"
+                f"{self.name}: model {self.model} gives {channels}, not the affinities "
+                "x, y, z"
             )
-        return faults + super().check(specs)
+        return faults
 
     def memory(self, specs: Specs) -> int:
         """Estimate as the engine does [byte]."""

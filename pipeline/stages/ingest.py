@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -113,8 +114,9 @@ class Ingest(VolumeStage):
             faults.append(
                 f"ingest: intensity range {self.intensity_range} is empty; give LOW < HIGH"
             )
-        if min(self.voxel_size_nm) <= 0:
+        if not all(0 < s < math.inf for s in self.voxel_size_nm):
             faults.append(
-                f"ingest: voxel size {self.voxel_size_nm} nm is not positive; give x,y,z"
+                f"ingest: voxel size {self.voxel_size_nm} nm is not positive and "
+                "finite; give x,y,z"
             )
         return faults

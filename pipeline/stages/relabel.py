@@ -71,7 +71,7 @@ class Relabel(VolumeStage):
         table = specs.get(self.table)
         if table is not None and table.kind != "records":
             faults.append(f"{self.name}: {self.table} holds {table.kind}, not a table")
-        return faults or super().check(specs)
+        return faults + super().check(specs)
 
 
 _EMPTY = RemapTable(np.zeros(0, np.uint64), np.zeros(0, np.uint64))

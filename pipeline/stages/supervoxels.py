@@ -95,7 +95,7 @@ class Basins(VolumeStage):
         faults = _affinity_faults(self, specs)
         if self.low >= self.high:
             faults.append(f"{self.name}: low {self.low} is not below high {self.high}")
-        return faults or super().check(specs)
+        return faults + super().check(specs)
 
 
 class BasinGraphs(OctreeStage):

@@ -62,7 +62,11 @@ class VolumeStage(ChunkStage):
         faults = chunk_faults(
             self.name, self.grid, self.storage_chunk, sharded=self.sharded
         )
-        output = self.describe(specs)
+        try:
+            output = self.describe(specs)
+        except (KeyError, TypeError):
+            # What is wrong with the inputs is said where they are checked.
+            return faults
         if isinstance(output, VolumeSpec):
             allowed = _ENCODINGS[self.encoding]
             if output.dtype not in allowed:

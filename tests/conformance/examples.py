@@ -62,8 +62,8 @@ class World:
     """Layers that nobody in an example writes, and a model.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
-    (the truth), ``parts`` (the truth, cut into slabs), and affinities with next to no two
-    values alike (``affinities``) or with few values and many ties (``ties``).
+    (the truth), ``parts`` (the truth, cut slantwise into slabs), and affinities: float32
+    with next to no two alike (``affinities``), and five values of uint8 (``ties``).
     """
 
     root: str
@@ -82,13 +82,14 @@ class World:
         tissue = Phantom(seed=4, voxel_size_nm=VOXEL)
         image, labels = tissue.image(*box), tissue.labels(*box)
         soft = tissue.affinities(*box, blur=0.8, noise=0.15, dtype="float32")
-        slab = np.arange(SHAPE.x, dtype=np.uint64)[:, None, None] // 9
+        rough = tissue.affinities(*box, blur=0.8, noise=0.5, dtype="float32")
+        slab = np.indices(SHAPE.astuple(), np.uint64).sum(axis=0) // np.uint64(12)
         _put(store, "raw", image.astype(np.uint16) * 257, start=Vec3(0, 0, 0))
         _put(store, "image", image)
         _put(store, "labels", labels)
-        _put(store, "parts", np.where(labels == 0, 0, labels * 8 + slab))
+        _put(store, "parts", np.where(labels == 0, 0, labels * np.uint64(16) + slab))
         _put(store, "affinities", soft)
-        _put(store, "ties", np.rint(soft * 4).astype(np.uint8) * np.uint8(63))
+        _put(store, "ties", np.rint(rough * 4).astype(np.uint8) * np.uint8(63))
         return cls(store.root, str(_model(folder / "tiny")))
 
 
@@ -222,7 +223,7 @@ def _affinities(dtype: str) -> Callable[[Vec3, World], list[Entry]]:
 
 def supervoxels(chunk: Vec3, affinities: str) -> list[Entry]:
     """Return the entries from affinities to supervoxels."""
-    thresholds = {"affinities": affinities, "low": 0.2, "high": 0.97}
+    thresholds = {"affinities": affinities, "low": 0.2, "high": 0.995}
     form = {"storage_chunk": list(chunk)}
     return [
         {"use": "basins", "output": "basins", **thresholds, **form},
@@ -231,7 +232,7 @@ def supervoxels(chunk: Vec3, affinities: str) -> list[Entry]:
             "use": "supervoxel_table",
             "graph": "basin_graph",
             "output": "supervoxel_table",
-            "size_threshold": 60,
+            "size_threshold": 20,
             "dust": 8,
         },
         {
@@ -258,7 +259,7 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "use": "agglomeration",
             "graph": "region_graph",
             "output": "agglomeration",
-            "threshold": 0.3,
+            "threshold": 0.6,
         },
         {
             "use": "relabel",

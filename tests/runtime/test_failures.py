@@ -103,7 +103,9 @@ def served(url, **options):
 def test_a_passing_error_is_tried_again(scripted, failures):
     run = scripted({"first/0_1_0_0": [BUSY] * failures})
     run_to_end(run, serial, only="first", quiet=True)
-    assert Scripted.starts == {f"first/0_{x}_0_0": 1 + failures * (x == 1) for x in range(4)}
+    assert Scripted.starts == {
+        f"first/0_{x}_0_0": 1 + failures * (x == 1) for x in range(4)
+    }
     assert not failed(run)
     assert len(run.done_keys(run.recipe.stage("first"))) == 4
 
@@ -121,7 +123,10 @@ def test_the_fifth_passing_error_parks(scripted):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(DataError("ids are negative"), "data"), (ZeroDivisionError("oh"), "ZeroDivisionError")],
+    [
+        (DataError("ids are negative"), "data"),
+        (ZeroDivisionError("oh"), "ZeroDivisionError"),
+    ],
 )
 def test_a_lasting_error_parks_at_once_and_the_wave_goes_on(scripted, error, code):
     run = scripted({"first/0_1_0_0": [error] * 9})

@@ -54,7 +54,7 @@ def test_a_lease_is_renewed_while_its_task_runs(
     until = time.monotonic() + 60
     while len(done(root)) < 7 and time.monotonic() < until:
         time.sleep(0.1)
-    time.sleep(5)
+    time.sleep(4)
     attempt = json.loads((root / "image" / "attempts" / "0_1_0_1.json").read_text())
     assert attempt["starts"] == 1
     gate.open()

@@ -1,0 +1,235 @@
+"""Writes the pages of the reference that follow from the code: ``python docs/render.py``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+from pipeline.cli import app
+from pipeline.stages import STAGES
+from pipeline.stages.base import ChunkStage, OctreeStage, Stage
+from pipeline.stages.shards import ShardStage
+from pipeline.stages.volume import VolumeStage
+
+DOCS = Path(__file__).parent
+
+_CLI = """\
+# The command `em`
+
+<!-- Written by docs/render.py from pipeline/cli.py. -->
+
+Exit status: 0, all went well; 1, tasks failed, the storage did not answer, or `em verify` found something missing; 2, the request cannot work as it is, and the message says what to change.
+Boxes, sizes and positions are in the order x, y, z.
+"""
+
+_STAGES = """\
+# Stages
+
+<!-- Written by docs/render.py from the table of stages, pipeline/stages/__init__.py. -->
+
+A recipe names a stage with `use = "..."`.
+Fields without a default have to be given; *layer* is the name of a layer that another stage writes, that lies in the root, or that `[layers]` says the place of.
+A halo is what a task reads beyond its chunk, below and above.
+
+## Fields of every stage
+
+`bounds` and `chunk` of `[grid]` hold where a stage gives none of its own.
+"""
+
+_VOLUMES = """
+## Fields of stages that write volumes
+
+Of {names}.
+"""
+
+
+def cli() -> str:
+    """Return the page of the command, from the command itself."""
+    command: Any = typer.main.get_command(app)
+    return "\n".join([_CLI, *(_command(n, c) for n, c in command.commands.items())])
+
+
+def stages() -> str:
+    """Return the page of the stages, from their table."""
+    volumes = [n for n, stage in STAGES.items() if issubclass(stage, VolumeStage)]
+    parts = [
+        _STAGES,
+        _fields(Stage, Stage.model_fields),
+        _VOLUMES.format(names=", ".join(f"`{n}`" for n in volumes)),
+        _fields(VolumeStage, _own(VolumeStage, Stage)),
+    ]
+    for name, stage in STAGES.items():
+        base = VolumeStage if issubclass(stage, VolumeStage) else Stage
+        parts += [_stage(name, stage), _fields(stage, _own(stage, base))]
+    return "\n".join(parts)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/cli.md": cli,
+    "reference/stages.md": stages,
+}
+"""What is rendered, by path in ``docs``."""
+
+
+def main() -> None:
+    """Write every page."""
+    for path, render in PAGES.items():
+        (DOCS / path).write_text(render())
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+def _command(name: str, command: Any) -> str:
+    text, _, example = inspect.cleandoc(command.help).partition("Example: ")
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = [f"em {name}", *(_argument(p) for p in arguments)]
+    usage += [f"{p.opts[0]} {_value(p)}" for p in options if p.required]
+    rows = [[f"`{_argument(p)}`", p.help or "", "", ""] for p in arguments]
+    rows += [_option(p) for p in options]
+    return "\n".join(
+        [
+            f"## em {name}\n",
+            text.strip() + "\n",
+            "```sh",
+            f"{' '.join(usage)} [options]",
+            *([f"{' '.join(example.split())}   # for example"] if example else []),
+            "```\n",
+            _table(["", "meaning", "default", "environment"], rows),
+        ]
+    )
+
+
+def _argument(parameter: Any) -> str:
+    name = parameter.name.upper()
+    return name if parameter.required else f"[{name}]"
+
+
+def _option(parameter: Any) -> list[str]:
+    flag = isinstance(parameter.default, bool)
+    shown = (
+        f"`{parameter.opts[0]}`" if flag else f"`{parameter.opts[0]} {_value(parameter)}`"
+    )
+    default = "" if flag or parameter.default in (None, "") else f"`{parameter.default}`"
+    if parameter.required:
+        default = "required"
+    meaning = parameter.help + (" May be repeated." if parameter.multiple else "")
+    return [shown, meaning, default, f"`{parameter.envvar}`" if parameter.envvar else ""]
+
+
+def _value(parameter: Any) -> str:
+    """Return the metavar of an option, named after its type."""
+    kind = parameter.type_descriptor.annotation
+    names = {int: "INT", float: "NUMBER", Path: "PATH"}
+    return names.get(kind, "TEXT")
+
+
+# -- stages ----------------------------------------------------------------------------
+
+
+def _own(stage: type[Stage], base: type[Stage]) -> list[str]:
+    return [f for f in stage.model_fields if f not in base.model_fields]
+
+
+def _stage(name: str, stage: type[Stage]) -> str:
+    summary, described = _docstring(stage)
+    facts = [f"tasks: {_tasks(stage)}", f"pool: {stage.pool}"]
+    if stage.halo != Stage.halo:
+        facts.append(f"halo: {stage.halo.before} and {stage.halo.after}")
+    if stage.chunking == "seams":
+        facts.append("depends on the chunking, joined at the seams")
+    return "\n".join([f"\n## {name}\n", summary, *described, f"\n*{'; '.join(facts)}*\n"])
+
+
+def _tasks(stage: type[Stage]) -> str:
+    if issubclass(stage, OctreeStage):
+        return "nodes of the octree over the chunks, a wave for each level"
+    if issubclass(stage, ShardStage):
+        return "shards of segment ids, one wave"
+    if issubclass(stage, ChunkStage):
+        several = stage.plan is not Stage.plan
+        return "chunks, in several waves" if several else "chunks, one wave"
+    return "one"
+
+
+def _fields(stage: type[Stage], names: Iterable[str]) -> str:
+    meanings = _meanings(stage)
+    rows = []
+    for name in names:
+        field = stage.model_fields[name]
+        kind, meaning = meanings[name]
+        is_layer = name in _layers(stage)
+        rows.append(
+            [
+                f"`{name}`",
+                "layer" if is_layer else kind,
+                _default(field.default),
+                meaning,
+            ]
+        )
+    return _table(["field", "type", "default", "meaning"], rows) if rows else ""
+
+
+def _layers(stage: type[Stage]) -> set[str]:
+    marked = {n: str(f.metadata) for n, f in stage.model_fields.items()}
+    return {n for n, metadata in marked.items() if "_LayerMark" in metadata}
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return ""
+    return f"`{_toml(value)}`" if value is not None else "none"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if hasattr(value, "model_dump"):
+        fields = value.model_dump(mode="json")
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in fields.items()) + " }"
+    if hasattr(value, "astuple"):
+        return str(list(value.astuple()))
+    return str(value)
+
+
+def _docstring(stage: type[Stage]) -> tuple[str, list[str]]:
+    """Return the first line and the paragraphs of a docstring, without its parameters."""
+    text = inspect.cleandoc(stage.__doc__ or "").partition("\nParameters\n")[0]
+    summary, *paragraphs = [_markdown(p) for p in re.split(r"\n\s*\n", text) if p.strip()]
+    return summary, [f"\n{p}" for p in paragraphs]
+
+
+def _meanings(stage: type[Stage]) -> dict[str, tuple[str, str]]:
+    """Return type and meaning of every field, as the docstrings of its classes say."""
+    found: dict[str, tuple[str, str]] = {}
+    for kind in (VolumeStage, *reversed(stage.__mro__)):
+        text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
+        _, _, parameters = text.partition("\nParameters\n")
+        for match in re.finditer(r"(?m)^(\w[\w, ]*) : (.*)\n((?: {4}.*\n?)+)", parameters):
+            for name in match[1].split(","):
+                found[name.strip()] = (_markdown(match[2]), _markdown(match[3]))
+    return found
+
+
+def _markdown(text: str) -> str:
+    """Return reStructuredText as one line of Markdown."""
+    return re.sub(r"`+", "`", " ".join(text.split()))
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+
+
+if __name__ == "__main__":
+    main()

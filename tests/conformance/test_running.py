@@ -1,0 +1,192 @@
+"""Every stage runs once, resumes wherever it was killed, and waits for what it reads."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MissingInputError
+from pipeline.geometry import Vec3
+from pipeline.layers.folder import LocalFolder
+from pipeline.runtime.drive import run_to_end
+from pipeline.runtime.executors import serial
+from pipeline.runtime.run import Run
+
+from .examples import EXAMPLES, finished
+
+CHUNK = Vec3(23, 19, 9)
+
+
+def contents(root):
+    """Return every file of a run, but for what says when and where it was made."""
+    files = {
+        p.relative_to(root).as_posix(): p for p in Path(root).rglob("*") if p.is_file()
+    }
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if "/done/" not in name and not name.endswith("provenance")
+    }
+
+
+def records(run):
+    """Return what the done records say was written."""
+    return {
+        (stage.output, done.key): (dict(done.objects), done.blank, done.lineage)
+        for stage in run.recipe.stages
+        for done in run.done_records(stage)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    """Files and records of a run that nothing happened to, and how often it wrote."""
+    found = {}
+
+    def result(name):
+        if name not in found:
+            root = tmp_path_factory.mktemp("undisturbed")
+            with pytest.MonkeyPatch.context() as patch:
+                writes = Writes(patch)
+                run = finished(EXAMPLES[name].recipe(CHUNK, world), root)
+            found[name] = contents(root), records(run), writes.n
+        return found[name]
+
+    return result
+
+
+class Writes:
+    """Counts the objects that are put into a folder, and dies at one of them."""
+
+    def __init__(self, patch, dies_at=None, after=False):
+        self.n = 0
+        put = LocalFolder.put
+
+        def counted(folder, *args, **options):
+            self.n += 1
+            if self.n == dies_at and not after:
+                raise KeyboardInterrupt
+            put(folder, *args, **options)
+            if self.n == dies_at:
+                raise KeyboardInterrupt
+
+        patch.setattr(LocalFolder, "put", counted)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_second_run_writes_nothing(name, world, tmp_path):
+    recipe = EXAMPLES[name].recipe(CHUNK, world)
+    finished(recipe, tmp_path)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    before = {p: p.stat().st_mtime_ns for p in files if p.parent.name != "runs"}
+    frozen = (tmp_path / "runs" / "example.json").read_bytes()
+    run = finished(recipe, tmp_path)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(files)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (tmp_path / "runs" / "example.json").read_bytes() == frozen
+    for stage in run.recipe.stages:
+        for wave in stage.plan():
+            assert {run.execute(stage, key) for key in wave} == {"skipped"}
+
+
+@pytest.mark.parametrize("part", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_killed_at_any_write_and_run_again(
+    name, part, undisturbed, world, tmp_path, monkeypatch
+):
+    """Before the object is there or after it; the rerun gives the same, byte for byte."""
+    files, done, n = undisturbed(name)
+    at = max(1, round(part * n))
+    recipe = EXAMPLES[name].recipe(CHUNK, world)
+    with monkeypatch.context() as patch:
+        writes = Writes(patch, dies_at=at, after=part > 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            finished(recipe, tmp_path)
+        assert writes.n >= at
+    if part < 1:
+        assert contents(tmp_path) != files
+    run = finished(recipe, tmp_path)
+    assert contents(tmp_path) == files
+    assert records(run) == done
+
+
+def test_resuming_does_only_what_was_left(world, tmp_path, monkeypatch):
+    recipe = EXAMPLES["relabel"].recipe(CHUNK, world)
+    with monkeypatch.context() as patch:
+        Writes(patch, dies_at=40)
+        with pytest.raises(KeyboardInterrupt):
+            finished(recipe, tmp_path)
+    done = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("done/*.json")}
+    assert len(done) > 5
+    finished(recipe, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+
+
+CHAINS = [
+    "basin_graph",
+    "supervoxel_table",
+    "relabel",
+    "agglomeration",
+    "relabel by one table",
+    "downsample",
+    "mesh_fragments of a mip",
+    "meshes",
+    "skeletons",
+]
+
+
+def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
+    upstream = {
+        name
+        for name, example in EXAMPLES.items()
+        for recipe in [example.recipe(CHUNK, world)]
+        if recipe.upstream(recipe.stages[-1])
+    }
+    alike = {"downsample ids", "meshes legacy"}
+    assert set(CHAINS) | alike == upstream
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_nothing_is_read_before_it_was_written(name, world, tmp_path):
+    """The first task fails before the stage upstream ran, and tells what to run."""
+    run = Run.start(EXAMPLES[name].recipe(CHUNK, world), str(tmp_path))
+    stage = run.recipe.stages[-1]
+    key = next(iter(stage.plan()[0]))
+    with pytest.raises(MissingInputError, match=r"never written.*run .*stage"):
+        run.execute(stage, key)
+    assert run.done_record(stage, key) is None
+    assert not list(tmp_path.rglob("done"))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_one_task_upstream_that_is_missing_is_noticed(name, world, tmp_path):
+    """All but one task of the stage upstream is not enough for every task."""
+    run = Run.start(EXAMPLES[name].recipe(CHUNK, world), str(tmp_path))
+    *before, direct, stage = run.recipe.stages
+    for earlier in before:
+        run_to_end(run, serial, only=earlier.output, quiet=True)
+    # Of a pyramid only the first mip is read.
+    waves = direct.plan()[:1] if direct.name == "downsample" else direct.plan()
+    keys = [key for wave in waves for key in wave]
+    for key in keys[:-1]:
+        run.execute(direct, key)
+    refused = []
+    for key in stage.plan()[0]:
+        try:
+            run.execute(stage, key)
+        except MissingInputError:
+            refused.append(key)
+    assert refused
+    run.execute(direct, keys[-1])
+    for key in refused:
+        assert run.execute(stage, key) in ("done", "blank")
+
+
+def test_a_node_waits_for_its_children(world, tmp_path):
+    run = Run.start(EXAMPLES["region_graph"].recipe(CHUNK, world), str(tmp_path))
+    stage = run.recipe.stages[-1]
+    leaves, nodes, *_ = stage.plan()
+    first, *others = leaves
+    for key in others:
+        run.execute(stage, key)
+    with pytest.raises(MissingInputError, match=str(first)):
+        run.execute(stage, next(iter(nodes)))
