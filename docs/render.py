@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that follow from the code: ``python docs/render.py``."""
+"""Writes the pages that follow from the code: ``python docs/render.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ _CLI = """\
 
 <!-- Written by docs/render.py from pipeline/cli.py. -->
 
-Exit status: 0, all went well; 1, tasks failed, the storage did not answer, or `em verify` found something missing; 2, the request cannot work as it is, and the message says what to change.
+| exit status | means |
+| --- | --- |
+| 0 | all went well |
+| 1 | tasks failed, the storage did not answer, or `em verify` found something amiss |
+| 2 | the request cannot work as it is; the message says what to change |
+
 Boxes, sizes and positions are in the order x, y, z.
 """
 
@@ -34,8 +39,10 @@ _STAGES = """\
 <!-- Written by docs/render.py from the table of stages, pipeline/stages/__init__.py. -->
 
 A recipe names a stage with `use = "..."`.
-Fields without a default have to be given; *layer* is the name of a layer that another stage writes, that lies in the root, or that `[layers]` says the place of.
-A halo is what a task reads beyond its chunk, below and above.
+Fields without a default have to be given.
+A *layer* is named: one that a stage writes, that lies in the root, or whose place
+`[layers]` gives.
+A halo is what a task reads beyond its chunk, below and above it.
 
 ## Fields of every stage
 
@@ -69,6 +76,17 @@ def stages() -> str:
         parts += [_stage(name, stage), _fields(stage, _own(stage, base))]
     return "\n".join(parts)
 
+
+_IN_TOML = {
+    "str": "string",
+    "bool": "true or false",
+    "Vec3": "[x, y, z]",
+    "(x, y, z)": "[x, y, z]",
+    "Bbox": "{ start, stop }",
+    "Sharding": "{ shard_bits, minishard_bits }",
+    "(float, float) or None": "[float, float]",
+}
+"""Types as docstrings name them, and as a recipe writes them."""
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli,
@@ -121,7 +139,8 @@ def _option(parameter: Any) -> list[str]:
     if parameter.required:
         default = "required"
     meaning = parameter.help + (" May be repeated." if parameter.multiple else "")
-    return [shown, meaning, default, f"`{parameter.envvar}`" if parameter.envvar else ""]
+    variable = f"`{parameter.envvar}`" if parameter.envvar else ""
+    return [f"`{shown}`", meaning, default, variable]
 
 
 def _value(parameter: Any) -> str:
@@ -165,15 +184,8 @@ def _fields(stage: type[Stage], names: Iterable[str]) -> str:
     for name in names:
         field = stage.model_fields[name]
         kind, meaning = meanings[name]
-        is_layer = name in _layers(stage)
-        rows.append(
-            [
-                f"`{name}`",
-                "layer" if is_layer else kind,
-                _default(field.default),
-                meaning,
-            ]
-        )
+        kind = "layer" if name in _layers(stage) else _IN_TOML.get(kind, kind)
+        rows.append([f"`{name}`", kind, _default(field.default), meaning])
     return _table(["field", "type", "default", "meaning"], rows) if rows else ""
 
 

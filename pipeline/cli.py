@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -715,14 +716,14 @@ def _print_scores(scores: dict[str, Any]) -> None:
     )
 
 
-def _sheet(run: Run, scores: dict[str, Any] | None) -> str | None:
+def _sheet(run: Run, scores: dict[str, Any] | None) -> str:
     from pipeline.runtime.results import contact_sheet_of
 
-    if not run.store.root.startswith("file://"):
-        return None
-    path = Path(run.store.root.removeprefix("file://")) / "contact_sheet.png"
-    contact_sheet_of(run, path, scores)
-    return str(path)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "contact_sheet.png"
+        contact_sheet_of(run, picture, scores)
+        run.store.put_bytes(picture.name, picture.read_bytes())
+    return f"{run.store.root}/{picture.name}".removeprefix("file://")
 
 
 def _open(source: str) -> Source:

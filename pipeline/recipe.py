@@ -18,12 +18,14 @@ A recipe is TOML::
     model = "models/cortex-rsunet"
 
 ``bounds`` and ``chunk`` of ``[grid]`` hold for every stage that does not give its own.
+A local place under ``[layers]`` is counted from the folder of the recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -84,7 +86,10 @@ class Recipe:
             ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
-        return cls.parse(document, source=str(path))
+        recipe = cls.parse(document, source=str(path))
+        folder = path.resolve().parent
+        layers = {name: _beside(folder, place) for name, place in recipe.layers.items()}
+        return cls(recipe.name, recipe.stages, layers)
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -254,6 +259,13 @@ class Recipe:
             parents = [[source, result[source]] for source in _sources(stage, self.stages)]
             result[stage.output] = _sha256([stage.digest, parents])
         return result
+
+
+def _beside(folder: Path, location: str) -> str:
+    """Make a local location absolute, counted from the recipe's folder."""
+    if "://" in location:
+        return location
+    return os.path.normpath(folder / os.path.expanduser(location))
 
 
 def _sha256(value: Any) -> str:

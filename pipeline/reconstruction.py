@@ -1,6 +1,6 @@
 """The recipe of a block: from its image to neurons with meshes and skeletons.
 
-What `em reconstruct` runs, and what `em recipe` prints for an engineer to edit.
+What `em reconstruct` runs, and keeps as ``runs/<name>.json`` in the root.
 """
 
 from __future__ import annotations

@@ -335,6 +335,10 @@ class Store:
         """Write a text under the root."""
         self._folder.put(path, text.encode())
 
+    def put_bytes(self, path: str, content: bytes) -> None:
+        """Write a small file under the root."""
+        self._folder.put(path, content)
+
     def get_text(self, path: str) -> str | None:
         """Read a text; None where there is none."""
         content = self._folder.get(path)

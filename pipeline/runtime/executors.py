@@ -22,6 +22,7 @@ from pipeline.runtime.run import ATTEMPTS, Run
 from pipeline.stages.base import Stage
 
 _RETRY_PAUSE_S = 1.0
+_FIRST_LOOK_S = 0.05
 
 
 class Executor(Protocol):
@@ -179,7 +180,8 @@ class Queued:
     url : str
         ``fq://`` folder or ``sqs://`` queue.
     poll_s : float
-        Pause between looks at what is done [s].
+        Longest pause between looks at what is done [s]; short waves are looked at more
+        often.
     on_wait : callable or None
         Called at each look, for a caller that watches over workers.
     """
@@ -198,9 +200,11 @@ class Queued:
         queue = TaskQueue(self.url)
         missing = set(keys)
         queue.insert(run.store.root, run.recipe.name, stage.output, keys)
-        empty_looks = 0
+        pause = _FIRST_LOOK_S
+        empty_since: float | None = None
         while missing:
-            time.sleep(self._poll_s)
+            time.sleep(pause)
+            pause = min(self._poll_s, 1.5 * pause)
             if self._on_wait is not None:
                 self._on_wait()
             parked = run.parked_keys(stage)
@@ -210,11 +214,13 @@ class Queued:
                     "failed" if key in parked else "done", stage.voxels(stage.task(key))
                 )
             missing -= ended
-            # Looking twice leaves time for the record of a message just acknowledged.
-            empty_looks = empty_looks + 1 if missing and queue.is_empty() else 0
-            if empty_looks >= 3:
+            if not missing or ended or not queue.is_empty():
+                empty_since = None
+            elif empty_since is None:
+                empty_since = time.monotonic()
+            elif time.monotonic() - empty_since > queue.settles_s:
                 queue.insert(run.store.root, run.recipe.name, stage.output, sorted(missing))
-                empty_looks = 0
+                empty_since = None
 
 
 def _attempt(run: Run, stage: Stage, key: ChunkKey) -> str:

@@ -11,6 +11,8 @@ import taskqueue
 from pipeline.errors import RootError
 from pipeline.geometry import ChunkKey
 
+_SETTLES_S = {"fq": 3.0, "sqs": 60.0}
+
 
 @taskqueue.queueable  # type: ignore[untyped-decorator]
 def execute(root: str, run: str, output: str, key: str) -> str:
@@ -42,12 +44,19 @@ class TaskQueue:
     ----------
     url : str
         ``fq://`` and a folder, or ``sqs://`` and a name or URL.
+
+    Attributes
+    ----------
+    settles_s : float
+        How long the queue must seem empty before it is taken to be so [s]: the record
+        of a message just acknowledged may be on its way, and SQS counts approximately.
     """
 
     def __init__(self, url: str) -> None:
         if not url.startswith(("fq://", "sqs://")):
             raise RootError(f"{url!r} is not a queue; give fq://FOLDER or sqs://NAME")
         self.url = url
+        self.settles_s = _SETTLES_S[url.partition("://")[0]]
         self._queue = taskqueue.TaskQueue(url, progress=False)
 
     def insert(self, root: str, run: str, output: str, keys: Iterable[ChunkKey]) -> None:

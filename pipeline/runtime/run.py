@@ -414,15 +414,19 @@ class Run:
         for stage in self.recipe.stages:
             if output in (None, stage.output):
                 for key in self.parked_keys(stage):
-                    self.store.delete_document(self._path(stage, "attempts", key))
-                    self.store.delete_document(self._path(stage, "failed", key))
+                    self._unpark(stage, key)
                     count += 1
         return count
 
     def forget(self, stage: Stage, key: ChunkKey) -> None:
-        """Forget that a task is done."""
+        """Forget that a task is done, or that it was given up."""
+        self._unpark(stage, key)
         self._known_done.discard((stage.output, key))
         self.store.delete_document(self._path(stage, "done", key))
+
+    def _unpark(self, stage: Stage, key: ChunkKey) -> None:
+        self.store.delete_document(self._path(stage, "attempts", key))
+        self.store.delete_document(self._path(stage, "failed", key))
 
     def forget_lost(self, stage: Stage) -> list[ChunkKey]:
         """Forget tasks whose record or objects are no longer there; return them.

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pipeline.nets.model import Model
 
 
+_FARTHEST_SCALE = 1.6
+"""How far voxels may be from those that a net was trained at, along any axis."""
+
+
 class Affinities(VolumeStage):
     """Probability that each voxel and its predecessor along x, y, z share a cell.
 
@@ -116,6 +120,15 @@ class Affinities(VolumeStage):
             channels = self._config.channels
         except ModelError as error:
             return [*faults, f"{self.name}: {error}"]
+        image, trained = specs.get(self.image), self._config.voxel_size_nm
+        if isinstance(image, VolumeSpec) and any(
+            not 1 / _FARTHEST_SCALE <= a / b <= _FARTHEST_SCALE
+            for a, b in zip(image.voxel_size_nm, trained, strict=True)
+        ):
+            faults.append(
+                f"{self.name}: voxels of {self.image} are {image.voxel_size_nm} nm and model "
+                f"{self.model} was trained at {trained} nm; use a mip or a model nearer to it"
+            )
         if channels != ("x", "y", "z"):
             faults.append(
                 f"{self.name}: model {self.model} gives {channels}, not the affinities "

@@ -76,24 +76,37 @@ class World:
 
     @classmethod
     def make(cls, folder: Path) -> World:
-        """Fill a folder with tissue of the phantom."""
-        store = Store(str(folder / "world"))
-        box = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
-        tissue = Phantom(seed=4, voxel_size_nm=VOXEL)
-        image, labels = tissue.image(*box), tissue.labels(*box)
-        soft = tissue.affinities(*box, blur=0.8, noise=0.15, dtype="float32")
-        rough = tissue.affinities(*box, blur=0.8, noise=0.5, dtype="float32")
-        slab = np.indices(SHAPE.astuple(), np.uint64).sum(axis=0) // np.uint64(12)
-        _put(store, "raw", image.astype(np.uint16) * 257, start=Vec3(0, 0, 0))
-        _put(store, "image", image)
-        _put(store, "labels", labels)
-        _put(store, "parts", np.where(labels == 0, 0, labels * np.uint64(16) + slab))
-        _put(store, "affinities", soft)
-        _put(store, "ties", np.rint(rough * 4).astype(np.uint8) * np.uint8(63))
-        return cls(store.root, str(_model(folder / "tiny")))
+        """Fill a folder with tissue of the phantom, and make a model."""
+        return cls.of(tissue(), folder / "world", str(_model(folder / "tiny")))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], folder: Path, model: str = "") -> World:
+        """Fill a folder with given arrays."""
+        store = Store(str(folder))
+        for layer, array in arrays.items():
+            _put(store, layer, array, Vec3(0, 0, 0) if layer == "raw" else START)
+        return cls(store.root, model)
 
 
-def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3 = START) -> None:
+def tissue() -> dict[str, NDArray[Any]]:
+    """Return the layers of the phantom."""
+    box = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
+    phantom = Phantom(seed=4, voxel_size_nm=VOXEL)
+    image, labels = phantom.image(*box), phantom.labels(*box)
+    soft = phantom.affinities(*box, blur=0.8, noise=0.15, dtype="float32")
+    rough = phantom.affinities(*box, blur=0.8, noise=0.5, dtype="float32")
+    slab = np.indices(SHAPE.astuple(), np.uint64).sum(axis=0) // np.uint64(12)
+    return {
+        "raw": image.astype(np.uint16) * 257,
+        "image": image,
+        "labels": labels,
+        "parts": np.where(labels == 0, 0, labels * np.uint64(16) + slab),
+        "affinities": soft,
+        "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
+    }
+
+
+def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3) -> None:
     spec = VolumeSpec(
         dtype=array.dtype.name,
         channels=array.shape[3] if array.ndim == 4 else 1,
