@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.errors import ModelError
 from pipeline.geometry import Vec3
 from pipeline.specs import Read, Region, VolumeSpec
 from pipeline.stages.base import Layer, Pool, Specs, Task
-from pipeline.stages.volume import VolumeStage, expect_bounds, expect_volume
+from pipeline.stages.volume import (
+    VolumeStage,
+    expect_bounds,
+    expect_volume,
+    missing_mip,
+)
 
 if TYPE_CHECKING:
     from pipeline.nets import ModelConfig
@@ -42,6 +48,8 @@ class Affinities(VolumeStage):
         Digest of the model; filled in when a run starts.
     dtype : {"uint8", "float32"}
         255 stands for 1 in uint8.
+    mip : int
+        Mip of the image that is read; ``bounds`` are in its voxels.
     """
 
     name: ClassVar[str] = "affinities"
@@ -52,13 +60,19 @@ class Affinities(VolumeStage):
     model: str
     weights: str = ""
     dtype: Literal["uint8", "float32"] = "uint8"
+    mip: int = Field(default=0, ge=0)
+
+    @property
+    def read_mip(self) -> int:
+        """Mip of the image."""
+        return self.mip
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read every patch that touches the chunk."""
         from pipeline.nets import read_box
 
         box = read_box(task.box, task.bounds, self._config.inference)
-        return {"image": Region(self.image, box)}
+        return {"image": Region(self.image, box, self.mip)}
 
     def process(self, task: Task, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Predict."""
@@ -107,14 +121,17 @@ class Affinities(VolumeStage):
         return self.volume(
             dtype=self.dtype,
             channels=3,
-            voxel_size_nm=image.voxel_size_nm,
+            voxel_size_nm=image.voxel_size_at(self.mip),
             kind_of_values="image",
         )
 
     def check(self, specs: Specs) -> list[str]:
         """Check the image and whether the model's channels are affinities."""
         faults = expect_volume(self.name, specs, self.image, dtypes=("uint8",))
-        faults += expect_bounds(self.name, specs, self.image, self.bounds)
+        spec = specs.get(self.image)
+        if isinstance(spec, VolumeSpec) and self.mip >= len(spec.factors):
+            return [*faults, missing_mip(self.name, self.image, spec, self.mip)]
+        faults += expect_bounds(self.name, specs, self.image, self.bounds, mip=self.mip)
         faults += super().check(specs)
         try:
             channels = self._config.channels
@@ -123,11 +140,12 @@ class Affinities(VolumeStage):
         image, trained = specs.get(self.image), self._config.voxel_size_nm
         if isinstance(image, VolumeSpec) and any(
             not 1 / _FARTHEST_SCALE <= a / b <= _FARTHEST_SCALE
-            for a, b in zip(image.voxel_size_nm, trained, strict=True)
+            for a, b in zip(image.voxel_size_at(self.mip), trained, strict=True)
         ):
             faults.append(
-                f"{self.name}: voxels of {self.image} are {image.voxel_size_nm} nm and model "
-                f"{self.model} was trained at {trained} nm; use a mip or a model nearer to it"
+                f"{self.name}: voxels of {self.image} at mip {self.mip} are "
+                f"{image.voxel_size_at(self.mip)} nm and model {self.model} was trained at "
+                f"{trained} nm; use a mip or a model nearer to it"
             )
         if channels != ("x", "y", "z"):
             faults.append(

@@ -25,7 +25,12 @@ from pipeline.specs import (
     VoxelSize,
 )
 from pipeline.stages.base import ChunkStage, Layer, Specs, Stage, Task
-from pipeline.stages.volume import LABEL_DTYPES, expect_volume
+from pipeline.stages.volume import (
+    LABEL_DTYPES,
+    expect_bounds,
+    expect_volume,
+    missing_mip,
+)
 
 
 class FragmentStage(ChunkStage):
@@ -108,22 +113,15 @@ class FragmentStage(ChunkStage):
         if not isinstance(spec, VolumeSpec):
             return faults
         if self.mip >= len(spec.factors):
-            return [
-                *faults,
-                f"{self.name}: {self.segmentation} has mips 0 to {len(spec.factors) - 1}, "
-                f"not {self.mip}; add a downsample stage or read a finer mip",
-            ]
+            return [*faults, missing_mip(self.name, self.segmentation, spec, self.mip)]
         if spec.voxel_size_at(self.mip) != self.voxel_size_nm:
             faults.append(
                 f"{self.name}: voxel of {self.segmentation} at mip {self.mip} is "
                 f"{spec.voxel_size_at(self.mip)} nm, not {self.voxel_size_nm}; use that"
             )
-        if not spec.bounds_at(self.mip).contains(self.bounds):
-            faults.append(
-                f"{self.name}: bounds {self.bounds} are not inside {self.segmentation} at "
-                f"mip {self.mip}, {spec.bounds_at(self.mip)}"
-            )
-        return faults
+        return faults + expect_bounds(
+            self.name, specs, self.segmentation, self.bounds, mip=self.mip
+        )
 
 
 class ShardStage(Stage):

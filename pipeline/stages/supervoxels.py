@@ -190,7 +190,7 @@ class SupervoxelTable(Stage):
         first = np.flatnonzero(
             np.r_[True, (positions[1:] != positions[:-1]).any(axis=1)][: len(table.ids)]
         )
-        last = np.append(first[1:], len(table.ids))
+        last = np.append(first, len(table.ids))[1:]
         return Partitioned(
             {
                 str(ChunkKey(0, *(int(p) for p in positions[a]))): {

@@ -121,15 +121,26 @@ def expect_volume(
     return faults
 
 
-def expect_bounds(stage: str, specs: Specs, layer: str, bounds: Bbox) -> list[str]:
-    """Say so if a layer does not hold the bounds that a stage covers."""
+def expect_bounds(
+    stage: str, specs: Specs, layer: str, bounds: Bbox, *, mip: int = 0
+) -> list[str]:
+    """Say so if a layer does not hold the bounds that a stage covers at a mip."""
     spec = specs.get(layer)
-    if isinstance(spec, VolumeSpec) and not spec.bounds.contains(bounds):
+    if isinstance(spec, VolumeSpec) and not spec.bounds_at(mip).contains(bounds):
+        at_mip = f" at mip {mip}" if mip else ""
         return [
-            f"{stage}: bounds {bounds} are not inside {layer}, which holds {spec.bounds}; "
-            "give bounds within it"
+            f"{stage}: bounds {bounds} are not inside {layer}, which holds "
+            f"{spec.bounds_at(mip)}{at_mip}; give bounds within it"
         ]
     return []
+
+
+def missing_mip(stage: str, layer: str, spec: VolumeSpec, mip: int) -> str:
+    """Say that a layer lacks a mip."""
+    return (
+        f"{stage}: {layer} has mips 0 to {len(spec.factors) - 1}, not {mip}; add a "
+        "downsample stage or read a finer mip"
+    )
 
 
 LABEL_DTYPES = ("uint8", "uint16", "uint32", "uint64")

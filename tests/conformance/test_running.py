@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import MissingInputError
@@ -10,8 +11,9 @@ from pipeline.layers.folder import LocalFolder
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
+from pipeline.specs import MeshesSpec, SkeletonsSpec, VolumeSpec
 
-from .examples import EXAMPLES, finished
+from .examples import EXAMPLES, SHAPE, World, finished
 
 CHUNK = Vec3(23, 19, 9)
 
@@ -179,6 +181,25 @@ def test_one_task_upstream_that_is_missing_is_noticed(name, world, tmp_path):
     run.execute(direct, keys[-1])
     for key in refused:
         assert run.execute(stage, key) in ("done", "blank")
+
+
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if "affinities" not in n])
+def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
+    blank = {
+        layer: np.zeros(SHAPE.astuple(), dtype)
+        for layer, dtype in [("raw", "uint16"), ("image", "uint8"), ("labels", "uint64")]
+    }
+    blank["parts"] = blank["labels"]
+    blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
+    blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
+    world = World.of(blank, tmp_path / "world")
+    example = EXAMPLES[name]
+    run = finished(example.recipe(CHUNK, world, joined=True), tmp_path / "root")
+    for stage in run.recipe.stages:
+        for done in run.done_records(stage):
+            assert done.blank == isinstance(
+                run.specs[stage.output], VolumeSpec | MeshesSpec | SkeletonsSpec
+            )
 
 
 def test_a_node_waits_for_its_children(world, tmp_path):
