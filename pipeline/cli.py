@@ -506,6 +506,63 @@ def evaluate(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def sweep(
+    root: Root,
+    recipe: RunName = None,
+    thresholds: Annotated[
+        str, typer.Option(help="FROM:TO:STEP, the ends counted.")
+    ] = "0.1:0.9:0.05",
+    truth: Annotated[str, typer.Option(help="Layer of the truth.")] = "truth",
+    as_json: Json = False,
+) -> None:
+    """Score other thresholds from the merges that were kept; draws sweep.png.
+
+    Example: em sweep demo --root demo --thresholds 0.1:0.9:0.05
+    """
+    from pipeline.runtime.sweep import draw
+    from pipeline.runtime.sweep import sweep as score_all
+    from pipeline.stages.agglomeration import Agglomeration
+
+    values = _steps(thresholds)
+    for opened in _runs(root, recipe):
+        stages = [s for s in opened.recipe.stages if isinstance(s, Agglomeration)]
+        if not stages and recipe is None:
+            continue
+        found = score_all(opened, values, truth)
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "sweep.png"
+            draw(picture, values, found, stages[0].threshold)
+            opened.store.put_bytes(picture.name, picture.read_bytes())
+        if as_json:
+            _print_json(
+                {
+                    "run": opened.recipe.name,
+                    "thresholds": [
+                        {"threshold": t, **s.model_dump(mode="json")}
+                        for t, s in zip(values, found, strict=True)
+                    ],
+                }
+            )
+            continue
+        _table(
+            ["threshold", "VOI split", "VOI merge", "VOI", "ARAND", "NERL", "segments"],
+            [
+                [
+                    f"{t:.3f}",
+                    f"{s.voi_split:.3f}",
+                    f"{s.voi_merge:.3f}",
+                    f"{s.voi_sum:.3f}",
+                    f"{s.arand:.4f}",
+                    "-" if s.nerl is None else f"{s.nerl:.3f}",
+                    s.n_segments,
+                ]
+                for t, s in zip(values, found, strict=True)
+            ],
+        )
+        typer.echo(f"picture: {opened.store.root}/sweep.png".replace("file://", ""))
+
+
+@app.command()
 def view(
     root: Root,
     recipe: RunName = None,
@@ -817,6 +874,19 @@ def _floats(text: str, count: int, option: str) -> list[float]:
     if len(numbers) != count:
         raise RecipeError(option, [f"{text!r} is not {count} numbers between commas"])
     return numbers
+
+
+def _steps(text: str) -> list[float]:
+    try:
+        start, stop, step = (float(t) for t in text.split(":"))
+    except ValueError:
+        start, stop, step = 0.0, 0.0, 0.0
+    if not (0 <= start <= stop <= 1 and step > 0):
+        raise RecipeError(
+            "--thresholds", [f"{text!r} is not FROM:TO:STEP within 0 and 1, upward"]
+        )
+    count = int((stop - start) / step + 1e-9) + 1
+    return [round(start + i * step, 9) for i in range(count)]
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

@@ -43,6 +43,42 @@ class MergeHistory(Columns):
         """Mean affinity at which each merge was made, (n,)."""
         return self.affinity / (self.area * float(self.scale))
 
+    def at(self, threshold: float, ids: NDArray[np.uint64]) -> RemapTable:
+        """Return the segments that the merges down to a threshold make.
+
+        Mean affinity is reducible: no merge raises a mean above the greatest there is,
+        so scores never rise along the history and every threshold is a prefix of it.
+
+        Parameters
+        ----------
+        threshold : float
+            Merges of this score or more count; rounded to 2**-32.
+        ids : uint64 array, (n,)
+            Supervoxels, ascending.
+
+        Returns
+        -------
+        RemapTable
+            Segment of each supervoxel, as `agglomerate` with this threshold gives it.
+        """
+        # Products of Python integers: exact, as the kernel's comparison is.
+        limit = round(threshold * _THRESHOLD_STEPS) * self.scale
+        made = np.fromiter(
+            (
+                int(a) * _THRESHOLD_STEPS >= limit * int(n)
+                for a, n in zip(self.affinity, self.area, strict=True)
+            ),
+            dtype=bool,
+            count=len(self.area),
+        )
+        parent = np.arange(len(ids))
+        parent[np.searchsorted(ids, self.loser[made])] = np.searchsorted(
+            ids, self.winner[made]
+        )
+        while (grand := parent[parent]).tobytes() != parent.tobytes():
+            parent = grand
+        return RemapTable(ids, ids[parent])
+
 
 def agglomerate(graph: RegionGraph, *, threshold: float) -> tuple[MergeHistory, RemapTable]:
     """Merge segments by mean affinity, the greatest first, down to a threshold.

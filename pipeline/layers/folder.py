@@ -69,7 +69,7 @@ class Folder(ABC):
 
     @abstractmethod
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:
-        """Write an object whole; with ``gzip``, stored compressed and read back plain."""
+        """Write an object whole; ``gzip`` lets a store that can say so keep it compressed."""
 
     @abstractmethod
     def get(
@@ -105,21 +105,26 @@ class Folder(ABC):
 
 
 class LocalFolder(Folder):
-    """A directory. Compressed objects carry ``.gz``, as CloudVolume keeps them."""
+    """A directory.
+
+    Objects are kept plain, so that any reader of the format opens them: a directory has
+    no header to say that one is compressed. Those that CloudVolume left with ``.gz``
+    behind their name are read as well.
+    """
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
         self.path = Path(location.removeprefix("file://"))
 
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:  # noqa: D102
-        target = self.path / (f"{path}.gz" if gzip else path)
+        target = self.path / path
         with storage_errors(str(target)):
             partial = self.path / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=partial)
             try:
                 with os.fdopen(handle, "wb") as f:
-                    f.write(compressed(content) if gzip else content)
+                    f.write(content)
                 os.chmod(temporary, 0o666 & ~_UMASK)
                 try:
                     os.replace(temporary, target)

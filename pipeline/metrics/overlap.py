@@ -39,6 +39,18 @@ class ContingencyTable:
             self.segment[has_truth], self.truth[has_truth], self.count[has_truth]
         )
 
+    def renamed(self, segment: NDArray[np.uint64]) -> "ContingencyTable":
+        """Return the table of a segmentation whose segments are merged or renamed.
+
+        Parameters
+        ----------
+        segment : uint64 array, (n,)
+            New segment of each row; rows that become equal are added up.
+        """
+        if not len(segment):
+            return self
+        return _summed(segment, self.truth, self.count)
+
 
 class RandScore(NamedTuple):
     """Adapted Rand error, and the precision and recall it is made of, each in 0 .. 1."""

@@ -12,7 +12,6 @@ from pipeline.metrics import ContingencyTable, RunLength, Scores, Skeleton, scor
 from pipeline.metrics.run_length import expected_run_length
 from pipeline.runtime.run import Run
 from pipeline.specs import Region, VolumeSpec
-from pipeline.stages.base import Specs
 from pipeline.stages.overlaps import Overlaps
 
 MERGE_THRESHOLD = 50
@@ -40,38 +39,47 @@ def evaluate(run: Run) -> Scores:
         )
     table = run.store.read(stage.root)
     overlap = ContingencyTable(table["segment"], table["truth"], table["count"])
-    skeletons = f"{stage.truth}/skeletons"
-    lengths = None
-    if skeletons in run.specs and isinstance(run.specs[stage.segmentation], VolumeSpec):
-        lengths = _run_length(run.store, skeletons, stage.segmentation, run.specs)
+    skeletons, nodes = truth_nodes(run, stage.truth, stage.segmentation)
     try:
-        return scores(overlap, lengths)
+        return scores(overlap, run_length(skeletons, nodes))
     except ValueError as error:
         raise DataError(
             f"{stage.truth}: {error}; is it the right label volume and box?"
         ) from error
 
 
-def _run_length(
-    store: Store, skeletons: str, segmentation: str, specs: Specs
+def truth_nodes(
+    run: Run, truth: str, layer: str
+) -> tuple[dict[int, Skeleton], dict[int, NDArray[np.uint64]]]:
+    """Read the skeletons of the truth, and the ids of a layer at their nodes.
+
+    Returns
+    -------
+    skeletons : dict of int to Skeleton
+        By truth id; empty where the run makes none.
+    nodes : dict of int to uint64 array, (n,)
+        Id of the layer at each node of each skeleton.
+    """
+    name, spec = f"{truth}/skeletons", run.specs[layer]
+    if name not in run.specs or not isinstance(spec, VolumeSpec):
+        return {}, {}
+    read = {k: run.store.read_skeleton(name, k) for k in run.store.segments(name)}
+    skeletons = {k: Skeleton(s.vertices, s.edges) for k, s in read.items() if len(s.edges)}
+    if not skeletons:
+        return {}, {}
+    points = np.concatenate([s.vertices_nm for s in skeletons.values()])
+    found = segments_at(run.store, layer, spec, points)
+    ends = np.cumsum([len(s.vertices_nm) for s in skeletons.values()])[:-1]
+    return skeletons, dict(zip(skeletons, np.split(found, ends), strict=True))
+
+
+def run_length(
+    skeletons: dict[int, Skeleton], nodes: dict[int, NDArray[np.uint64]]
 ) -> RunLength | None:
-    spec = specs[segmentation]
-    assert isinstance(spec, VolumeSpec)
-    truth = {
-        segment: store.read_skeleton(skeletons, segment)
-        for segment in store.segments(skeletons)
-    }
-    truth = {k: s for k, s in truth.items() if len(s.edges)}
-    if not truth:
+    """Return the expected run length, or None without skeletons."""
+    if not skeletons:
         return None
-    points = np.concatenate([s.vertices for s in truth.values()])
-    found = segments_at(store, segmentation, spec, points)
-    ends = np.cumsum([len(s.vertices) for s in truth.values()])[:-1]
-    return expected_run_length(
-        {k: Skeleton(s.vertices, s.edges) for k, s in truth.items()},
-        dict(zip(truth, np.split(found, ends), strict=True)),
-        merge_threshold=MERGE_THRESHOLD,
-    )
+    return expected_run_length(skeletons, nodes, merge_threshold=MERGE_THRESHOLD)
 
 
 def segments_at(

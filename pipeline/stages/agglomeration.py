@@ -16,8 +16,9 @@ from pipeline.stages.base import Layer, Specs, Stage, Task, root_record
 class Agglomeration(Stage):
     """Merges in order of mean affinity: one task, over the top of the region graph.
 
-    The record has two parts: ``history``, the merges with their scores, and ``remap``,
-    the segment of every supervoxel.
+    The record has two parts: ``history``, the merges with their scores down to the
+    floor, and ``remap``, the segment of every supervoxel at the threshold. Any threshold
+    above the floor can be read from the history (`em sweep`).
 
     Parameters
     ----------
@@ -25,12 +26,15 @@ class Agglomeration(Stage):
         Records of the region graph, over the same grid.
     threshold : float
         Contacts of this mean affinity or more are merged.
+    floor : float
+        The history goes on to this mean affinity, or to the threshold if that is lower.
     """
 
     name: ClassVar[str] = "agglomeration"
 
     graph: Layer
     threshold: float = Field(default=0.3, ge=0, le=1)
+    floor: float = Field(default=0.05, ge=0, le=1)
 
     def grid_at(self, level: int) -> Grid:
         """Return a grid of one chunk."""
@@ -42,9 +46,9 @@ class Agglomeration(Stage):
 
     def process(self, task: Task, graph: Table) -> Partitioned:
         """Merge."""
-        history, remap = agglomerate(
-            RegionGraph.from_table(graph), threshold=self.threshold
-        )
+        regions = RegionGraph.from_table(graph)
+        history, _ = agglomerate(regions, threshold=min(self.floor, self.threshold))
+        remap = history.at(self.threshold, regions.ids)
         return Partitioned({"history": history.to_table(), "remap": remap.to_table()})
 
     def target(self, task: Task) -> Record:

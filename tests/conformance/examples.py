@@ -37,7 +37,7 @@ Entry: TypeAlias = dict[str, Any]
 MODEL_TOML = """
 name = "tiny"
 channels = ["x", "y", "z"]
-voxel_size_nm = [16.0, 16.0, 40.0]
+voxel_size_nm = [24.0, 24.0, 40.0]
 sha256 = "{sha256}"
 
 [architecture]
@@ -232,6 +232,18 @@ def _affinities(dtype: str) -> Callable[[Vec3, World], list[Entry]]:
         ]
 
     return entries
+
+
+def _coarse_affinities(chunk: Vec3, world: World) -> list[Entry]:
+    """Predict at mip 1 of an image; that is the finest mip of the affinities."""
+    bounds = BOUNDS.coarser(Vec3(2, 2, 1))
+    coarse = {
+        "image": "copy",
+        "mip": 1,
+        "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
+    }
+    (entry,) = _affinities("uint8")(chunk, world)
+    return [*_pyramid(_rescaled)(chunk, world), {**entry, **coarse}]
 
 
 def supervoxels(chunk: Vec3, affinities: str) -> list[Entry]:
@@ -478,6 +490,7 @@ EXAMPLES: dict[str, Example] = {
     "ingest sharded": Example(_sharded, _volume_of("copy")),
     "affinities": Example(_affinities("uint8"), _volume_of("predicted")),
     "affinities float32": Example(_affinities("float32"), _volume_of("predicted")),
+    "affinities of a mip": Example(_coarse_affinities, _volume_of("predicted")),
     "basins": Example(**_to_supervoxels(1)),
     "basin_graph": Example(**_to_supervoxels(2)),
     "supervoxel_table": Example(**_to_supervoxels(3)),

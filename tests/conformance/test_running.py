@@ -143,7 +143,7 @@ def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
         for recipe in [example.recipe(CHUNK, world)]
         if recipe.upstream(recipe.stages[-1])
     }
-    alike = {"downsample ids", "meshes legacy"}
+    alike = {"downsample ids", "meshes legacy", "affinities of a mip"}
     assert set(CHAINS) | alike == upstream
 
 

@@ -1,6 +1,5 @@
 """From affinities or raw tissue to neurons, as a user runs it."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -33,33 +32,18 @@ def em(*arguments, status=0):
     return done.stdout
 
 
-def as_served(location, folder):
-    """Copy a layer as a web server hands it out, which decompresses ``.gz``."""
-    source = Path(location.removeprefix("file://"))
-    for path in source.rglob("*"):
-        if path.is_file():
-            target = folder / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".gz":
-                target.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
-            else:
-                target.write_bytes(path.read_bytes())
-    return f"file://{folder}/"
-
-
-def require_as_tensorstore_reads(run, folder):
+def require_as_tensorstore_reads(run):
     """Compare every mip of every volume with what an independent reader sees."""
     compared = []
     for layer, spec in run.specs.items():
         ours = layer in {s.output for s in run.recipe.stages}
         if not ours or not isinstance(spec, VolumeSpec) or layer.endswith("/pyramid"):
             continue
-        place = as_served(run.store.location(layer), folder / layer)
         for mip in range(len(spec.factors)):
             other = tensorstore.open(
                 {
                     "driver": "neuroglancer_precomputed",
-                    "kvstore": place,
+                    "kvstore": f"{run.store.location(layer)}/",
                     "scale_index": mip,
                 },
                 read=True,
@@ -181,7 +165,7 @@ def test_every_chunk_of_a_phantom_is_proved(phantom_run):
 
 def test_another_reader_sees_the_same_phantom(phantom_run, tmp_path):
     run = Run.open(str(phantom_run), "phantom")
-    compared = require_as_tensorstore_reads(run, tmp_path)
+    compared = require_as_tensorstore_reads(run)
     assert {layer for layer, _ in compared} == {
         *("basins", "supervoxels", "segmentation", "truth"),
     }
@@ -220,8 +204,22 @@ def test_real_tissue_is_reconstructed(data, tmp_path):
     assert Path(report["contact_sheet"]).read_bytes().startswith(b"\x89PNG")
     assert json.loads(em("verify", "--root", root, "--json"))["complete"]
     run = Run.open(str(root), "reconstruct")
-    compared = require_as_tensorstore_reads(run, tmp_path / "served")
+    compared = require_as_tensorstore_reads(run)
     assert {"image", "affinities", "segmentation", "truth"} <= {
         layer for layer, _ in compared
     }
     require_shapes(run)
+
+
+def test_a_sweep_scores_what_a_run_would_give(phantom_run):
+    found = json.loads(em("sweep", "--root", phantom_run, "--json"))["thresholds"]
+    scored = json.loads(em("eval", "--root", phantom_run, "--json"))
+    (recipe,) = (phantom_run / "runs").glob("*.json")
+    stages = json.loads(recipe.read_text())["recipe"]["stage"]
+    (chosen,) = [s["threshold"] for s in stages if s["use"] == "agglomeration"]
+    (same,) = [f for f in found if f["threshold"] == pytest.approx(chosen)]
+    assert {k: same[k] for k in scored} == scored
+    merges = [f["voi_merge"] for f in found]
+    assert merges == sorted(merges, reverse=True)
+    assert merges[0] > merges[-1]
+    assert (phantom_run / "sweep.png").stat().st_size > 10_000

@@ -143,3 +143,16 @@ def test_rejects_a_contact_listed_twice():
 def test_rejects_thresholds_outside_the_range(threshold):
     with pytest.raises(ValueError, match="outside"):
         agglomerate(chain((9, 1)), threshold=threshold)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("levels", [2, 3, 256])
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 1 / 3, 0.9])
+def test_every_threshold_is_a_prefix_of_the_history(
+    make_affinities, dtype, levels, threshold
+):
+    graph = random_graph(make_affinities, dtype, 11 + levels, levels)
+    history, _ = agglomerate(graph, threshold=0.0)
+    assert (np.diff(history.score) <= 0).all()
+    _, remap = agglomerate(graph, threshold=threshold)
+    np.testing.assert_array_equal(history.at(threshold, graph.ids).targets, remap.targets)
