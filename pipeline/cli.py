@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import PipelineError, RecipeError, RootError, TaskError, TransientError
+from pipeline.errors import (
+    PipelineError,
+    RecipeError,
+    RootError,
+    StaleOutputError,
+    TaskError,
+    TransientError,
+)
 from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.specs import VoxelSize
 
@@ -269,6 +276,9 @@ def plan(
             f"em run {recipe} --root {root}"
         )
     require_memory(run, _limit(memory_limit, workers))
+    stale = run.stale()
+    if stale:
+        raise StaleOutputError("\n".join(stale.values()))
 
 
 @app.command()
@@ -436,6 +446,8 @@ def verify(
     complete = True
     for opened in _runs(root, recipe):
         proofs = prove(opened, contents=not quick, only=stage)
+        if not proofs:
+            continue
         whole = all(p.is_complete for p in proofs)
         complete = complete and whole
         results.append(
@@ -466,6 +478,8 @@ def verify(
             )
         if forget:
             forget_faults(opened, proofs)
+    if not results:
+        raise RootError(f"no run in {root} has a stage {stage}; em status lists them")
     if as_json:
         _print_json({"complete": complete, "runs": results})
     else:

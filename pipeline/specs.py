@@ -23,6 +23,27 @@ ImageEncoding = Literal["raw", "png", "jpeg", "fpzip", "zfpc"]
 LabelEncoding = Literal["raw", "compressed_segmentation", "crackle", "compresso"]
 
 
+_FLOATS = frozenset({"float32"})
+_LABELS = frozenset({"uint32", "uint64"})
+_MANY = range(1, 1024)
+_ONE = range(1, 2)
+
+HOLDS: Mapping[str, tuple[frozenset[str], range]] = {
+    "raw": (
+        _LABELS | _FLOATS | {"uint8", "uint16", "int8", "int16", "int32"},
+        _MANY,
+    ),
+    "png": (frozenset({"uint8"}), _ONE),
+    "jpeg": (frozenset({"uint8"}), _ONE),
+    "fpzip": (_FLOATS, _MANY),
+    "zfpc": (_FLOATS, _MANY),
+    "compressed_segmentation": (_LABELS, _ONE),
+    "crackle": (_LABELS, _ONE),
+    "compresso": (_LABELS, _ONE),
+}
+"""Dtypes and numbers of channels that each encoding holds."""
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -69,7 +69,7 @@ class Folder(ABC):
 
     @abstractmethod
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:
-        """Write an object whole; ``gzip`` lets a store that can say so keep it compressed."""
+        """Write an object whole; ``gzip`` compresses it where a store can say so."""
 
     @abstractmethod
     def get(

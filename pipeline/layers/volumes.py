@@ -12,6 +12,7 @@ from pipeline.errors import DataError, GeometryError, PipelineError, SourceError
 from pipeline.geometry import Bbox, ChunkKey, Grid, Vec3
 from pipeline.layers.folder import storage_errors
 from pipeline.specs import (
+    HOLDS,
     ImageEncoding,
     LabelEncoding,
     Region,
@@ -29,22 +30,6 @@ GZIPPED = {"raw", "compressed_segmentation"}
 _MINISHARD_CHUNKS = 9
 """Bits of storage chunks within a minishard: an index of 12 kB at most."""
 
-_FLOATS = {"float32"}
-_LABELS = {"uint32", "uint64"}
-_HOLDS: dict[str, tuple[set[str], range | set[int]]] = {
-    "raw": (
-        {"uint8", "uint16", "int8", "int16", "int32", *_LABELS, *_FLOATS},
-        range(1, 1024),
-    ),
-    "png": ({"uint8"}, {1}),
-    "jpeg": ({"uint8"}, {1}),
-    "fpzip": (_FLOATS, range(1, 1024)),
-    "zfpc": (_FLOATS, range(1, 1024)),
-    "compressed_segmentation": (_LABELS, {1}),
-    "crackle": (_LABELS, {1}),
-    "compresso": (_LABELS, {1}),
-}
-
 
 def check_spec(layer: str, spec: VolumeSpec) -> None:
     """Refuse a volume that the format cannot hold.
@@ -56,10 +41,10 @@ def check_spec(layer: str, spec: VolumeSpec) -> None:
     GeometryError
         If the storage chunks, the mips or the shards cannot be.
     """
-    dtypes, channels = _HOLDS[spec.encoding]
+    dtypes, channels = HOLDS[spec.encoding]
     if spec.dtype not in dtypes or spec.channels not in channels:
         fitting = [
-            e for e, (d, c) in _HOLDS.items() if spec.dtype in d and spec.channels in c
+            e for e, (d, c) in HOLDS.items() if spec.dtype in d and spec.channels in c
         ]
         raise DataError(
             f"{layer}: encoding {spec.encoding} does not hold {spec.dtype} with "

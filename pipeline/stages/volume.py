@@ -5,19 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.geometry import Bbox, Grid, Vec3
-from pipeline.specs import ImageEncoding, LabelEncoding, VolumeSpec, VoxelSize
+from pipeline.specs import HOLDS, ImageEncoding, LabelEncoding, VolumeSpec, VoxelSize
 from pipeline.stages.base import ChunkStage, Specs
-
-_ENCODINGS: dict[str, tuple[str, ...]] = {
-    "raw": ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32"),
-    "png": ("uint8", "uint16"),
-    "jpeg": ("uint8",),
-    "fpzip": ("float32",),
-    "zfpc": ("float32",),
-    "compressed_segmentation": ("uint32", "uint64"),
-    "crackle": ("uint8", "uint16", "uint32", "uint64"),
-    "compresso": ("uint8", "uint16", "uint32", "uint64"),
-}
 
 
 class VolumeStage(ChunkStage):
@@ -68,11 +57,11 @@ class VolumeStage(ChunkStage):
             # What is wrong with the inputs is said where they are checked.
             return faults
         if isinstance(output, VolumeSpec):
-            allowed = _ENCODINGS[self.encoding]
+            allowed, _ = HOLDS[self.encoding]
             if output.dtype not in allowed:
                 faults.append(
                     f"{self.name}: encoding {self.encoding} cannot hold {output.dtype} of "
-                    f"{self.output}; it holds {', '.join(allowed)}"
+                    f"{self.output}; it holds {', '.join(sorted(allowed))}"
                 )
         return faults
 
