@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -760,7 +761,15 @@ def _report(
     typer.echo(f"layers:  {where}")
     if sheet is not None:
         typer.echo(f"picture: {sheet}")
-    typer.echo(f"look:    em view --root {where}")
+    typer.echo(f"look:    {_program()} view --root {where}")
+
+
+def _program() -> str:
+    """Return what to type for this command where it was typed from."""
+    if shutil.which("em"):
+        return "em"
+    beside = os.path.relpath(sys.argv[0])
+    return sys.argv[0] if beside.startswith("..") else beside
 
 
 def _score(run: Run) -> dict[str, Any]:
