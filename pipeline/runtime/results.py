@@ -105,6 +105,7 @@ def contact_sheet_of(run: Run, path: Path, scores: dict[str, Any] | None) -> Non
         meshes=meshes,
         truth=store.read(Region("truth", box)) if "truth" in run.specs else None,
         title=run.recipe.name,
+        subtitle=_extent(box, image),
         scores=_headline(scores),
         voxel_size_nm=image.voxel_size_nm,
         corner_nm=_corner_nm(box, image),
@@ -121,6 +122,12 @@ def _headline(scores: dict[str, Any] | None) -> dict[str, float]:
     }
     found = scores or {}
     return {n: found[k] for k, n in names.items() if found.get(k) is not None}
+
+
+def _extent(box: Bbox, spec: VolumeSpec) -> str:
+    x, y, z = (n * s / 1000 for n, s in zip(box.shape, spec.voxel_size_nm, strict=True))
+    voxel = " x ".join(f"{s:g}" for s in spec.voxel_size_nm)
+    return f"{x:.1f} x {y:.1f} x {z:.1f} um of electron microscopy, voxels of {voxel} nm"
 
 
 def _corner_nm(box: Bbox, spec: VolumeSpec) -> tuple[float, float, float]:
