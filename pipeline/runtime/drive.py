@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import TaskError
-from pipeline.geometry import Bbox, ChunkKey
+from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.runtime.executors import Executor
 from pipeline.runtime.progress import WaveProgress
 from pipeline.runtime.run import Run
+from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Stage, Wave
 
 
@@ -74,7 +75,8 @@ def run_to_end(
     only : str or None
         Only the stage of that output or name.
     within : Bbox or None
-        Do the tasks that touch this box (mip 0) again, and only those.
+        Do the tasks that touch this box again, and only those; in the smallest voxels
+        that the run writes.
     tasks : iterable of ChunkKey or None
         Do these tasks of the stage ``only`` again, and nothing else.
     quiet : bool
@@ -90,12 +92,13 @@ def run_to_end(
     chosen = None if tasks is None else set(tasks)
     for stage in wanted:
         begun = time.monotonic()
+        box = None if within is None else _in_voxels_of(run, stage, within)
         if within is None and chosen is None:
             run.forget_lost(stage)
         else:
-            _forget(run, stage, within, chosen)
+            _forget(run, stage, box, chosen)
         for wave in stage.plan():
-            _wave(run, stage, wave, executor, within, chosen, quiet=quiet)
+            _wave(run, stage, wave, executor, box, chosen, quiet=quiet)
         started[stage.output] = time.monotonic() - begun
     return [summary(run, stage, started[stage.output]) for stage in wanted]
 
@@ -114,6 +117,25 @@ def summary(run: Run, stage: Stage, wall_s: float = 0.0) -> StageSummary:
         wall_s=round(wall_s, 3),
         peak_memory=max((d.peak_memory for d in done), default=0),
     )
+
+
+def _in_voxels_of(run: Run, stage: Stage, box: Bbox) -> Bbox:
+    """Turn a box in the run's smallest voxels into those of a stage, rounded outward.
+
+    A stage of tables counts as the volumes do that it was made from.
+    """
+    volumes = [s for s in run.specs.values() if isinstance(s, VolumeSpec)]
+    finest = [min(s.voxel_size_nm[axis] for s in volumes) for axis in range(3)]
+    sources = [stage]
+    while sources:
+        source = sources.pop(0)
+        for layer in (source.output, *source.inputs.values()):
+            spec = run.specs[layer]
+            if isinstance(spec, VolumeSpec):
+                ratio = zip(spec.voxel_size_nm, finest, strict=True)
+                return box.coarser(Vec3.of([max(1, round(a / b)) for a, b in ratio]))
+        sources += run.recipe.upstream(source)
+    return box
 
 
 def _forget(

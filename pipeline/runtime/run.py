@@ -158,14 +158,14 @@ class Run:
             raise StaleOutputError("\n".join(stale.values()))
         for output in stale:
             run.store.delete(output)
-        run.store.put_json(
-            f"runs/{recipe.name}.json",
-            {
-                "recipe": run.recipe.to_json(),
-                "specs": {k: s.model_dump(mode="json") for k, s in run.specs.items()},
-                "code_version": code_version(),
-            },
-        )
+        frozen = {
+            "recipe": run.recipe.to_json(),
+            "specs": {k: s.model_dump(mode="json") for k, s in run.specs.items()},
+            "code_version": code_version(),
+        }
+        path = f"runs/{recipe.name}.json"
+        if run.store.get_json(path) != frozen:
+            run.store.put_json(path, frozen)
         for stage in run.recipe.stages:
             layer = run.data_layer(stage)
             if layer == stage.output or layer in run.recipe.external:
