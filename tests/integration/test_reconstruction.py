@@ -185,9 +185,6 @@ def data():
 
 
 def test_real_tissue_is_reconstructed(data, tmp_path):
-    weights = Path(__file__).parents[2] / "models" / "cortex-rsunet" / "weights.safetensors"
-    if not weights.exists():
-        pytest.skip(f"the model has no weights yet: {weights}")
     root = tmp_path / "root"
     report = json.loads(
         em(
