@@ -6,8 +6,9 @@ many bits, and the label within the chunk in what is left::
 
     | 8: layer = 1 | bits: x | bits: y | bits: z | 56 - 3 bits: local label |
 
-Local labels count from 1: the id of label 0 would name the chunk itself. Ids of one
-chunk are therefore consecutive above `IdLayout.base`, and id 0 stays background.
+Local labels count from 1, as the id of label 0 would name the chunk itself, and id 0
+stays background. The label says where the basin or supervoxel begins: 1 plus the place of
+its first voxel in the chunk, x fastest. So equal supervoxels have equal ids.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def watershed(
     low: float,
     high: float,
     base: int,
-) -> tuple[_U64, _U64]: ...
+) -> _U64: ...
 def basin_graph(
     labels: _U64,
     affinities: NDArray[Any],

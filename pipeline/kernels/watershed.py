@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,6 @@ WATERSHED_HALO = Halo.of(after=1)
 """A voxel's edges to its successors are stored with the successors."""
 
 
-@dataclass(frozen=True, eq=False)
-class BasinChunk:
-    """Basins of one chunk, cut at its faces.
-
-    Parameters
-    ----------
-    labels : uint64 array, (x, y, z)
-        Basin of each voxel, ``base + 1``, ``base + 2``, ... by first voxel with x
-        fastest; 0 is background.
-    sizes : uint64 array, (n,)
-        Voxels of each basin.
-    """
-
-    labels: NDArray[np.uint64]
-    sizes: NDArray[np.uint64]
-
-
 def watershed(
     affinities: NDArray[Any],
     *,
@@ -42,7 +24,7 @@ def watershed(
     low: float,
     high: float,
     base: int = 0,
-) -> BasinChunk:
+) -> NDArray[np.uint64]:
     """Label a chunk with its part of the watershed basins of the whole volume.
 
     Each voxel chooses the greatest of its six edges, if its affinity is above ``low``.
@@ -71,8 +53,9 @@ def watershed(
 
     Returns
     -------
-    BasinChunk
-        Labels of the chunk, and their sizes.
+    uint64 array, (x, y, z)
+        Labels of the chunk, in Fortran order: ``base + 1 + p`` for the basin whose first
+        voxel has the place p in the chunk, x fastest; 0 is background.
 
     Raises
     ------
@@ -86,7 +69,7 @@ def watershed(
     require_thresholds(low, high)
     placement = Placement(box, read_box, bounds, WATERSHED_HALO)
     with data_errors():
-        labels, sizes = _cpp.watershed(
+        return _cpp.watershed(
             placement.affinities(affinities),
             placement.origin,
             placement.core,
@@ -95,7 +78,6 @@ def watershed(
             high,
             base,
         )
-    return BasinChunk(labels, sizes)
 
 
 def require_thresholds(low: float, high: float) -> None:

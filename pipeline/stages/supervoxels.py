@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.geometry import ChunkKey, Grid, Halo
+from pipeline.errors import GeometryError
+from pipeline.geometry import ChunkKey, Grid, Halo, Vec3
 from pipeline.ids import IdLayout
 from pipeline.kernels.basin_graph import (
     BASIN_GRAPH_HALO,
@@ -22,6 +23,7 @@ from pipeline.kernels.basin_graph import (
     merge_basin_graphs,
 )
 from pipeline.kernels.merge_basins import merge_basins
+from pipeline.kernels.naming import named_by_first_voxel
 from pipeline.kernels.watershed import WATERSHED_HALO, watershed
 from pipeline.specs import (
     LayerSpec,
@@ -70,7 +72,8 @@ class Basins(VolumeStage):
     def process(self, task: Task, affinities: NDArray[Any]) -> NDArray[np.uint64]:
         """Label the chunk."""
         layout = IdLayout.of_grid(self.grid)
-        basins = watershed(
+        layout.require_capacity(task.box.volume)
+        return watershed(
             affinities,
             box=task.box,
             read_box=task.read_box,
@@ -79,8 +82,6 @@ class Basins(VolumeStage):
             high=self.high,
             base=layout.base(task.key.position),
         )
-        layout.require_capacity(len(basins.sizes))
-        return basins.labels
 
     def describe(self, specs: Specs) -> VolumeSpec:
         """Write uint64 ids at the affinities' voxel size."""
@@ -95,6 +96,7 @@ class Basins(VolumeStage):
         faults = _affinity_faults(self, specs)
         if self.low >= self.high:
             faults.append(f"{self.name}: low {self.low} is not below high {self.high}")
+        faults += id_faults(self.name, self.grid)
         return faults + super().check(specs)
 
 
@@ -153,8 +155,9 @@ class BasinGraphs(OctreeStage):
 class SupervoxelTable(Stage):
     """What becomes of every basin: one task, over the top of the basin graph.
 
-    Single linkage by size (Zlateski & Seung 2015), then removal of dust. The table is
-    kept in parts by chunk, so that a chunk reads its own.
+    Single linkage by size (Zlateski & Seung 2015), then removal of dust. A supervoxel is
+    named after its first voxel, so that its id is the same in every chunking. The table
+    is kept in parts by chunk, so that a chunk reads its own.
 
     Parameters
     ----------
@@ -164,6 +167,8 @@ class SupervoxelTable(Stage):
         Two of this size or more are not merged [voxel].
     dust : int
         Smaller supervoxels become background [voxel].
+    id_chunk : Vec3
+        Grid from the start of the bounds that ids refer to, whatever the chunks [voxel].
     """
 
     name: ClassVar[str] = "supervoxel_table"
@@ -171,6 +176,7 @@ class SupervoxelTable(Stage):
     graph: Layer
     size_threshold: int = Field(default=400, ge=0)
     dust: int = Field(default=200, ge=0)
+    id_chunk: Vec3 = Vec3(512, 512, 128)
 
     def grid_at(self, level: int) -> Grid:
         """Return a grid of one chunk."""
@@ -182,8 +188,11 @@ class SupervoxelTable(Stage):
 
     def process(self, task: Task, graph: Table) -> Partitioned:
         """Merge, and part the table by chunk."""
-        table = merge_basins(
+        merged = merge_basins(
             BasinGraph.from_table(graph), size_threshold=self.size_threshold, dust=self.dust
+        )
+        table = named_by_first_voxel(
+            merged, basins=self.grid, ids=Grid(self.bounds, self.id_chunk)
         )
         positions, _ = IdLayout.of_grid(self.grid).unpack(table.ids)
         # Ids ascend, so those of a chunk are neighbours.
@@ -209,9 +218,22 @@ class SupervoxelTable(Stage):
         """Write a record."""
         return RecordsSpec()
 
+    def check(self, specs: Specs) -> list[str]:
+        """Check that ids can hold the places of all voxels."""
+        return id_faults(self.name, Grid(self.bounds, self.id_chunk))
+
     def memory(self, specs: Specs) -> int:
         """Estimate from the basins that membranes cut a volume into [byte]."""
         return int(BASIN_BYTES * self.bounds.volume / VOXELS_PER_BASIN)
+
+
+def id_faults(name: str, grid: Grid) -> list[str]:
+    """Say so if ids cannot hold the places of a grid's voxels."""
+    try:
+        IdLayout.of_grid(grid).require_capacity(grid.chunk.product)
+    except GeometryError as error:
+        return [f"{name}: {error}"]
+    return []
 
 
 VOXELS_PER_BASIN = 8

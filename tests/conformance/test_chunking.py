@@ -29,7 +29,6 @@ from .examples import (
     Example,
     finished,
     parse,
-    partition,
     segments,
     supervoxels,
     top,
@@ -162,28 +161,18 @@ def whole_segments(world, tmp_path_factory):
 
 
 def segmented(affinities, chunk, world, root):
-    """Run the chain; return supervoxels, segments, and the graph without its ids."""
+    """Run the chain; return supervoxels, segments and the graph, ids included."""
     entries = [
         *supervoxels(chunk, affinities),
         *segments(chunk, "supervoxels", affinities),
     ]
     run = finished(parse(entries, chunk, world), root)
     graph = top(run, "region_graph")
-    by_anchor = np.argsort(graph["anchor"])
     return {
-        "supervoxels": partition(volume(run, "supervoxels")[0]),
-        "segments": partition(volume(run, "segments")[0]),
-        "size": graph["size"][by_anchor],
-        "centre": graph["coordinate_sum"][by_anchor],
-        "contacts": contacts_by_anchor(graph),
+        "supervoxels": volume(run, "supervoxels")[0],
+        "segments": volume(run, "segments")[0],
+        **{f"graph {column}": graph[column] for column in graph},
     }
-
-
-def contacts_by_anchor(graph):
-    """Return anchors, area and affinity of every contact, in an order of their own."""
-    anchors = graph["anchor"][np.searchsorted(graph["ids"], graph["pairs"])]
-    rows = np.hstack([np.sort(anchors, axis=1), graph["area"], graph["affinity"]])
-    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
 
 @pytest.mark.parametrize("affinities", ["ties", "affinities"])

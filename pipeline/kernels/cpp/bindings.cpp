@@ -99,17 +99,15 @@ auto watershed(const AffinityVolume<T>& affinities, const em::Vec3& origin,
   const em::Frame placed = frame(affinities, origin, core, bounds);
   const em::Vec3 shape = em::extent(placed.core);
   std::unique_ptr<uint64_t[]> labels(new uint64_t[em::volume(shape)]);
-  std::vector<uint64_t> sizes;
   {
     const nb::gil_scoped_release released;
-    sizes = em::watershed(view(affinities), placed, em::Thresholds::of<T>(low, high), base,
-                          labels.get());
+    em::watershed(view(affinities), placed, em::Thresholds::of<T>(low, high), base,
+                  labels.get());
   }
   const std::array<std::size_t, 3> dims{static_cast<std::size_t>(shape[0]),
                                         static_cast<std::size_t>(shape[1]),
                                         static_cast<std::size_t>(shape[2])};
-  return std::tuple(owned<uint64_t, 3>(std::move(labels), dims, 'F'),
-                    column<uint64_t>(sizes, itself));
+  return owned<uint64_t, 3>(std::move(labels), dims, 'F');
 }
 
 template <class T>

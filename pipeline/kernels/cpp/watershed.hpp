@@ -51,12 +51,11 @@ Choice choose(const Affinities<T>& affinities, const Frame& frame, const Vec3& v
   return best > low ? choice : Choice{0};
 }
 
-// Labels the core (base + 1, base + 2, ... by first voxel in scan order) with
-// the components of the edges inside it; returns the voxels of each label.
+// Labels the core with the components of the edges inside it. A label says where
+// its component begins: base + 1 + the place of its first voxel, x fastest.
 template <class T>
-std::vector<std::uint64_t> watershed(const Affinities<T>& affinities, const Frame& frame,
-                                     const Thresholds& thresholds, std::uint64_t base,
-                                     std::uint64_t* labels) {
+void watershed(const Affinities<T>& affinities, const Frame& frame,
+               const Thresholds& thresholds, std::uint64_t base, std::uint64_t* labels) {
   require_affinities(affinities);
   const Vec3 size = extent(frame.core);
   const std::size_t n = volume(size);
@@ -92,22 +91,11 @@ std::vector<std::uint64_t> watershed(const Affinities<T>& affinities, const Fram
     }
   }
 
-  std::vector<std::uint64_t> sizes;
   for (i = 0; i < n; ++i) {
-    if (choices[i] == 0) {
-      labels[i] = 0;
-      continue;
-    }
-    const std::uint32_t root = sets.find(static_cast<std::uint32_t>(i));
-    if (root == i) {
-      sizes.push_back(0);
-      labels[i] = base + sizes.size();
-    } else {
-      labels[i] = labels[root];
-    }
-    ++sizes[labels[i] - base - 1];
+    // The root of a set is its smallest member.
+    labels[i] =
+        choices[i] == 0 ? 0 : base + 1 + sets.find(static_cast<std::uint32_t>(i));
   }
-  return sizes;
 }
 
 }  // namespace em

@@ -17,7 +17,7 @@ LOW, HIGH = 0.2, 0.95
 def whole(affinities):
     box = Bbox.of_shape(affinities.shape[:3], Vec3(7, -3, 11))
     boxes = {"box": box, "read_box": box, "bounds": box}
-    labels = watershed(affinities, low=LOW, high=HIGH, **boxes).labels
+    labels = watershed(affinities, low=LOW, high=HIGH, **boxes)
     return labels, basin_graph(labels, affinities, low=LOW, high=HIGH, **boxes)
 
 

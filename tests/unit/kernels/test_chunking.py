@@ -12,6 +12,7 @@ from pipeline.ids import IdLayout
 from pipeline.kernels.agglomerate import MergeHistory, agglomerate
 from pipeline.kernels.basin_graph import BASIN_GRAPH_HALO, basin_graph, merge_basin_graphs
 from pipeline.kernels.merge_basins import merge_basins
+from pipeline.kernels.naming import named_by_first_voxel
 from pipeline.kernels.region_graph import (
     REGION_GRAPH_HALO,
     RegionGraph,
@@ -22,6 +23,7 @@ from pipeline.kernels.relabel import relabel
 from pipeline.kernels.watershed import WATERSHED_HALO, watershed
 
 START = Vec3(5, -7, 3)
+ID_CHUNK = Vec3(4, 3, 5)
 
 
 @dataclass
@@ -53,17 +55,17 @@ def reconstruct(
     for key in keys:
         where, core, read = boxes(key, WATERSHED_HALO)
         base = layout.base(key.position)
-        found = watershed(affinities[read], low=low, high=high, base=base, **where)
-        basins[core] = found.labels
+        basins[core] = watershed(affinities[read], low=low, high=high, base=base, **where)
     parts = []
     for key in keys:
         where, _, read = boxes(key, BASIN_GRAPH_HALO)
         parts.append(
             basin_graph(basins[read], affinities[read], low=low, high=high, **where)
         )
-    remap = merge_basins(
+    merged = merge_basins(
         merge_basin_graphs(parts), size_threshold=size_threshold, dust=dust
     )
+    remap = named_by_first_voxel(merged, basins=grid, ids=Grid(bounds, ID_CHUNK))
     supervoxels = relabel(basins, remap)
     graphs = []
     for key in keys:
@@ -74,65 +76,18 @@ def reconstruct(
     return Result(supervoxels, graph, history, relabel(supervoxels, remap))
 
 
-def by_first_voxel(labels):
-    """Name every label after the place of its first voxel, which no cut changes."""
-    flat = labels.ravel("F")
-    ids, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
-    return np.where(ids == 0, -1, first)[inverse].reshape(labels.shape, order="F")
-
-
-def by_anchor(graph):
-    """Return nodes and contacts by anchors, in an order that no cut changes."""
-    anchor = dict(zip(graph.ids.tolist(), graph.anchor.tolist(), strict=True))
-    nodes = sorted(
-        (anchor[i], *rest)
-        for i, *rest in zip(
-            graph.ids.tolist(),
-            graph.size.tolist(),
-            graph.coordinate_sum.tolist(),
-            graph.start.tolist(),
-            graph.stop.tolist(),
-            strict=True,
-        )
-    )
-    contacts = sorted(
-        (sorted((anchor[a], anchor[b])), *rest)
-        for (a, b), *rest in zip(
-            graph.pairs.tolist(),
-            graph.affinity.tolist(),
-            graph.area.tolist(),
-            graph.key.tolist(),
-            strict=True,
-        )
-    )
-    return nodes, contacts
-
-
-def merges(result):
-    anchor = dict(zip(result.graph.ids.tolist(), result.graph.anchor.tolist(), strict=True))
-    h = result.history
-    return [
-        (anchor[loser], anchor[winner], affinity, area)
-        for loser, winner, affinity, area in zip(
-            h.loser.tolist(),
-            h.winner.tolist(),
-            h.affinity.tolist(),
-            h.area.tolist(),
-            strict=True,
-        )
-    ]
-
-
 SETTINGS = {"low": 0.3, "high": 0.97, "size_threshold": 12, "dust": 4, "threshold": 0.45}
 
 
 def assert_same(a, b):
-    np.testing.assert_array_equal(
-        by_first_voxel(a.supervoxels), by_first_voxel(b.supervoxels)
-    )
-    assert by_anchor(a.graph) == by_anchor(b.graph)
-    assert merges(a) == merges(b)
-    np.testing.assert_array_equal(by_first_voxel(a.segments), by_first_voxel(b.segments))
+    """Equal to the last byte, ids included."""
+    np.testing.assert_array_equal(a.supervoxels, b.supervoxels)
+    np.testing.assert_array_equal(a.segments, b.segments)
+    for ours, theirs in ((a.graph, b.graph), (a.history, b.history)):
+        table, other = ours.to_table(), theirs.to_table()
+        assert table.keys() == other.keys()
+        for column in table:
+            np.testing.assert_array_equal(table[column], other[column], column)
 
 
 @settings(max_examples=120, deadline=None)
@@ -185,7 +140,7 @@ def halo_case(make_affinities, halo, axis, plane):
 @pytest.mark.parametrize("axis", range(3))
 def test_watershed_needs_each_side_of_its_halo(make_affinities, axis):
     read, blank, config = halo_case(make_affinities, WATERSHED_HALO, axis, -1)
-    exact, wrong = (watershed(a, **config).labels for a in (read, blank))
+    exact, wrong = (watershed(a, **config) for a in (read, blank))
     assert not np.array_equal(exact, wrong)
 
 
@@ -197,3 +152,21 @@ def test_basin_graph_needs_each_side_of_its_halo(make_affinities, axis, plane):
     labels = labels.reshape(read.shape[:3], order="F")
     exact, wrong = (basin_graph(labels, a, **config).joins.tolist() for a in (read, blank))
     assert exact != wrong
+
+
+def test_a_supervoxel_is_named_after_its_first_voxel(make_affinities):
+    shape = (16, 11, 9)
+    result = reconstruct(make_affinities(shape, "uint8", 1, 5), (5, 4, 3), **SETTINGS)
+    layout = IdLayout.of_grid(Grid(Bbox.of_shape(shape, START), ID_CHUNK))
+    flat = result.supervoxels.ravel("F")
+    ids, first = np.unique(flat, return_index=True)
+    positions, local = layout.unpack(ids[ids > 0])
+    voxel = np.stack(np.unravel_index(first[ids > 0], shape, order="F"), axis=1)
+    extent = np.array(ID_CHUNK.astuple())
+    within = voxel % extent
+    np.testing.assert_array_equal(positions, voxel // extent)
+    np.testing.assert_array_equal(
+        local,
+        1 + within[:, 0] + extent[0] * (within[:, 1] + extent[1] * within[:, 2]),
+    )
+    assert set(np.unique(result.segments)) <= set(np.unique(result.supervoxels))

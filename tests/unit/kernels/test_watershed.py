@@ -1,7 +1,5 @@
 """Watershed against its definition, edge by edge."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -42,10 +40,9 @@ def oracle(affinities, low, high):
         for member in union:
             group[member] = union
     labels = np.zeros(shape, np.uint64)
-    count = itertools.count(1)
     for z, y, x in np.ndindex(shape[::-1]):
         if (x, y, z) in foreground and labels[x, y, z] == 0:
-            label = next(count)
+            label = 1 + x + shape[0] * (y + shape[1] * z)
             for member in group[x, y, z]:
                 labels[member] = label
     return labels
@@ -57,39 +54,35 @@ def oracle(affinities, low, high):
 def test_basins_are_those_of_the_definition(make_affinities, dtype, levels, low, high):
     affinities = make_affinities(SHAPE, dtype, seed=levels, levels=levels)
     basins = whole(affinities, low, high)
-    expected = oracle(affinities, low, high)
-    np.testing.assert_array_equal(basins.labels, expected)
-    np.testing.assert_array_equal(
-        basins.sizes, np.bincount(expected.ravel().astype(int))[1:]
-    )
+    np.testing.assert_array_equal(basins, oracle(affinities, low, high))
 
 
 def test_two_peaks_are_two_basins():
     affinities = np.zeros((6, 1, 1, 3), np.uint8)
     affinities[1:, 0, 0, 0] = [200, 100, 50, 100, 200]
     basins = whole(affinities, 0.01, 0.99)
-    assert basins.labels.ravel().tolist() == [1, 1, 1, 2, 2, 2]
-    assert basins.labels.dtype == np.uint64
-    assert basins.labels.flags.f_contiguous
+    assert basins.ravel().tolist() == [1, 1, 1, 4, 4, 4]
+    assert basins.dtype == np.uint64
+    assert basins.flags.f_contiguous
 
 
 def test_high_affinity_joins_peaks():
     affinities = np.zeros((6, 1, 1, 3), np.uint8)
     affinities[1:, 0, 0, 0] = [255, 254, 253, 254, 255]
-    assert whole(affinities, 0.01, 0.99).labels.max() == 1
-    assert whole(affinities, 0.01, 0.999).labels.max() == 2
+    assert whole(affinities, 0.01, 0.99).max() == 1
+    assert whole(affinities, 0.01, 0.999).max() > 1
 
 
 def test_low_is_strict():
     affinities = np.full((2, 1, 1, 3), 51, np.uint8)  # 51 / 255 = 0.2
-    assert whole(affinities, 0.2, 1).labels.ravel().tolist() == [0, 0]
-    assert whole(affinities, 0.199, 1).labels.ravel().tolist() == [1, 1]
+    assert whole(affinities, 0.2, 1).ravel().tolist() == [0, 0]
+    assert whole(affinities, 0.199, 1).ravel().tolist() == [1, 1]
 
 
 def test_base_shifts_labels_but_not_background(make_affinities):
     affinities = make_affinities(SHAPE, "uint8", seed=0)
-    plain = whole(affinities, 0.7, 0.9).labels
-    shifted = whole(affinities, 0.7, 0.9, base=1 << 40).labels
+    plain = whole(affinities, 0.7, 0.9)
+    shifted = whole(affinities, 0.7, 0.9, base=1 << 40)
     assert (plain == 0).any()
     np.testing.assert_array_equal(
         shifted, np.where(plain > 0, plain + np.uint64(1 << 40), plain)
@@ -101,16 +94,16 @@ def test_edges_across_the_bounds_do_not_exist():
     affinities = np.zeros((3, 3, 3, 3), np.float32)
     for axis in range(3):
         affinities[(*[0 if a == axis else slice(None) for a in range(3)], axis)] = 1
-    assert not whole(affinities, 0.1, 0.9).labels.any()
+    assert not whole(affinities, 0.1, 0.9).any()
 
 
 def test_takes_read_only_and_c_ordered_arrays(make_affinities):
     affinities = make_affinities(SHAPE, "uint8", seed=3)
-    expected = whole(affinities, 0.1, 0.9).labels
+    expected = whole(affinities, 0.1, 0.9)
     affinities.flags.writeable = False
-    np.testing.assert_array_equal(whole(affinities, 0.1, 0.9).labels, expected)
+    np.testing.assert_array_equal(whole(affinities, 0.1, 0.9), expected)
     c_ordered = np.ascontiguousarray(affinities)
-    np.testing.assert_array_equal(whole(c_ordered, 0.1, 0.9).labels, expected)
+    np.testing.assert_array_equal(whole(c_ordered, 0.1, 0.9), expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 1.1, 255.0])
