@@ -242,6 +242,7 @@ class Recipe:
                 continue
             if stage.output.endswith("/pyramid"):
                 specs[stage.output.removesuffix("/pyramid")] = specs[stage.output]
+        faults += _disagreements(self.stages)
         if faults:
             raise RecipeError(self.name, list(dict.fromkeys(faults)))
         return specs
@@ -326,6 +327,20 @@ def _wiring_faults(stages: list[Stage]) -> list[str]:
             stuck = [s for s in stages if s not in ordered]
             faults.append(f"layers feed one another in a circle, {_circle(stuck)}")
     return faults
+
+
+def _disagreements(stages: tuple[Stage, ...]) -> list[str]:
+    """Say where a stage and the one that it reads from must be alike and are not."""
+    by_output = {s.output: s for s in stages}
+    return [
+        f"{stage.name}: {field} of {stage.output} is {getattr(stage, field)} and that of "
+        f"{source.output} is {getattr(source, field)}; give both the same"
+        for stage in stages
+        for layer, fields in stage.agrees.items()
+        if (source := by_output.get(getattr(stage, layer))) is not None
+        for field in fields
+        if hasattr(source, field) and getattr(stage, field) != getattr(source, field)
+    ]
 
 
 def _circle(stuck: list[Stage]) -> str:

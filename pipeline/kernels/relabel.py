@@ -28,11 +28,6 @@ class RemapTable(Columns):
     ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "id"))
     targets: NDArray[np.uint64] = field(metadata=column(np.uint64, "id"))
 
-    def only(self, ids: NDArray[np.uint64]) -> RemapTable:
-        """Return the rows of some ids; those that the table lacks are left out."""
-        rows = np.isin(self.ids, ids)
-        return RemapTable(self.ids[rows], self.targets[rows])
-
 
 def relabel(
     labels: NDArray[Any], table: RemapTable, *, keep_missing: bool = False

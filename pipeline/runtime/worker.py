@@ -125,15 +125,13 @@ def work(
     return count
 
 
-def serve(pool: str, warm: Callable[[], None] | None = None) -> None:
+def serve(pool: str) -> None:
     """Serve a pool's queue for ever; the entry point of a worker pod.
 
     Parameters
     ----------
     pool : str
         Kind of worker. The queue is ``$EM_QUEUE``, or ``$EM_QUEUE_<POOL>`` where set.
-    warm : callable or None
-        Called once before the first task.
 
     Raises
     ------
@@ -146,8 +144,6 @@ def serve(pool: str, warm: Callable[[], None] | None = None) -> None:
         raise RootError(
             f"no queue for pool {pool}; set EM_QUEUE to fq://FOLDER or sqs://NAME"
         )
-    if warm is not None:
-        warm()
     work(url, lease_s=int(os.environ.get("EM_LEASE_S", "600")))
 
 

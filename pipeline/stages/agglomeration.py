@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -31,6 +32,7 @@ class Agglomeration(Stage):
     """
 
     name: ClassVar[str] = "agglomeration"
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"graph": ("bounds", "chunk")}
 
     graph: Layer
     threshold: float = Field(default=0.3, ge=0, le=1)

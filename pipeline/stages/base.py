@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -124,6 +124,8 @@ class Stage(BaseModel, ABC):
     """Working memory beyond inputs and output [byte per voxel read]."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something is, and not what."""
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By input field, the fields that must equal those of the stage that writes it."""
 
     output: Layer
     bounds: Bbox

@@ -139,6 +139,10 @@ class ShardStage(Stage):
         Whether a task writes one shard file, or files for each segment.
     """
 
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "fragments": ("bounds", "chunk", "sharding")
+    }
+
     fragments: Layer
     sharding: Sharding = Sharding()
     sharded: bool = True

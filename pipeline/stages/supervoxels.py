@@ -7,6 +7,7 @@ The kernels order edges strictly, so supervoxels are the same in every chunking.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -116,6 +117,9 @@ class BasinGraphs(OctreeStage):
 
     name: ClassVar[str] = "basin_graph"
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "basins": ("bounds", "chunk", "affinities", "low", "high")
+    }
     bytes_per_voxel: ClassVar[float] = 70.0
     merge_bytes_per_voxel: ClassVar[float] = 60.0
 
@@ -172,6 +176,7 @@ class SupervoxelTable(Stage):
     """
 
     name: ClassVar[str] = "supervoxel_table"
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"graph": ("bounds", "chunk")}
 
     graph: Layer
     size_threshold: int = Field(default=400, ge=0)

@@ -12,6 +12,7 @@ from pipeline.errors import RecipeError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.layers.store import Store
 from pipeline.recipe import Recipe
+from pipeline.reconstruction import Block, block_recipe
 from pipeline.runtime.run import Run
 from pipeline.specs import Region, VolumeSpec
 
@@ -395,7 +396,8 @@ def test_a_chunk_that_does_not_divide_into_storage_chunks(document, tmp_path):
 
 def test_a_shard_that_is_no_power_of_two_of_storage_chunks(document, tmp_path):
     document["stage"][0] |= {"chunk": [48, 16, 10], "sharded": True}
-    fault = one(faults_of_plan(document, tmp_path))
+    fault, other = faults_of_plan(document, tmp_path)
+    assert "chunk of basin_graph is (32, 16, 10) and that of basins is (48" in other
     assert "a shard of (48, 16, 10) is not a power of two" in fault
     assert "on x; use 16, 32, 64" in fault
 
@@ -437,7 +439,8 @@ def test_an_encoding_that_cannot_hold_the_dtype(document, tmp_path):
 
 def test_bounds_outside_the_layer(document, tmp_path):
     document["stage"][0]["bounds"] = {"start": [0, 0, 0], "stop": [64, 48, 30]}
-    fault = one(faults_of_plan(document, tmp_path))
+    fault, other = faults_of_plan(document, tmp_path)
+    assert "bounds of basin_graph is 0,0,0,64,48,20 and that of basins is" in other
     assert "basins: bounds 0,0,0,64,48,30 are not inside affinities" in fault
     assert "0,0,0,64,48,20" in fault
 
@@ -559,3 +562,59 @@ def test_every_fault_of_layers_and_models_is_told_at_once(document, tmp_path):
     for said in expected:
         assert sum(fault.startswith(said) for fault in faults) == 1, (said, faults)
     assert len(faults) == len(expected), faults
+
+
+def block(change):
+    """Return the recipe of a block with fields of some stages set, by output."""
+    document = block_recipe(
+        "block",
+        Block(
+            source="a.h5:raw",
+            bounds=Bbox.of_shape((512, 512, 100)),
+            voxel_size_nm=(6.0, 6.0, 30.0),
+        ),
+    )
+    for output, fields in change.items():
+        (stage,) = [s for s in document["stage"] if s["output"] == output]
+        stage.update(fields)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("output", "fields", "source"),
+    [
+        ("basin_graph", {"high": 0.9}, "basins"),
+        ("basin_graph", {"low": 0.1}, "basins"),
+        ("basin_graph", {"chunk": [128, 256, 50]}, "basins"),
+        ("supervoxel_table", {"chunk": [300, 256, 50]}, "basin_graph"),
+        ("agglomeration", {"chunk": [64, 64, 50]}, "region_graph"),
+        (
+            "segmentation/meshes",
+            {"sharding": {"shard_bits": 2, "minishard_bits": 4}},
+            "segmentation_mesh_fragments",
+        ),
+        (
+            "segmentation/skeletons",
+            {"chunk": [64, 64, 50]},
+            "segmentation_skeleton_fragments",
+        ),
+    ],
+)
+def test_stages_that_must_agree_are_held_to_it(output, fields, source):
+    """Else ids, joins or shards would be misread, and nothing would say so."""
+    (field,) = fields
+
+    def describe(layer, location):
+        return VolumeSpec(
+            dtype="uint8",
+            bounds=Bbox.of_shape((512, 512, 100)),
+            voxel_size_nm=(6.0, 6.0, 30.0),
+            kind_of_values="image",
+        )
+
+    Recipe.parse(block({})).specs(describe)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(block({output: fields})).specs(describe)
+    told = [f for f in caught.value.faults if f"{field} of {output} is" in f]
+    assert len(told) == 1
+    assert f"that of {source} is" in told[0]

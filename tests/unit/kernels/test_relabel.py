@@ -27,12 +27,6 @@ def test_missing_ids_are_kept_or_refused():
         relabel(labels, TABLE)
 
 
-def test_only_keeps_the_rows_of_some_ids():
-    part = TABLE.only(np.array([3, 3, 99, 2**40], np.uint64))
-    assert part.ids.tolist() == [3, 2**40]
-    assert part.targets.tolist() == [0, 2**63]
-
-
 def test_input_is_left_alone_and_may_be_read_only():
     labels = np.full((2, 2, 2), 2, np.uint64)
     labels.flags.writeable = False
