@@ -1,0 +1,73 @@
+"""What a case must come to, by definition, and how the stages are held to it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import oracle, under_test
+from .cases import Case, Volume, cuts
+from .under_test import Result
+
+
+def expected(volume: Volume) -> Result:
+    """Segment a volume by definition."""
+    affinities = volume.affinities()
+    supervoxels = given(volume) if volume.given else made(volume)
+    graph = oracle.region_graph(supervoxels, affinities, volume.start)
+    agglomeration = oracle.agglomerate(
+        graph,
+        scale=oracle.scale_of(affinities),
+        floor=min(volume.floor, volume.threshold),
+    )
+    targets = agglomeration.segments(graph.regions, volume.threshold)
+    segments = oracle.applied(supervoxels, targets)
+    history = [merge._replace(key=0) for merge in agglomeration.history]
+    return Result(supervoxels, graph, history, segments)
+
+
+def made(volume: Volume) -> NDArray[np.uint64]:
+    """Make the supervoxels of a volume by definition."""
+    return oracle.supervoxels(
+        volume.affinities(),
+        low=volume.low,
+        high=volume.high,
+        size_threshold=volume.size_threshold,
+        dust=volume.dust,
+        id_chunk=volume.id_chunk,
+    )
+
+
+def given(volume: Volume) -> NDArray[np.uint64]:
+    """Name the supervoxels that a volume is given with."""
+    members: dict[int, list[int]] = {}
+    for place, part in enumerate(volume.parts().ravel("F").tolist()):
+        if part != 0:
+            members.setdefault(part, []).append(place)
+    return oracle.named(members.values(), volume.shape, volume.id_chunk)
+
+
+def assert_exact(case: Case, result: Result) -> None:
+    """Run the stages of a case and compare, to the last byte."""
+    layers = {"affinities": case.volume.affinities()}
+    if case.volume.given:
+        layers["supervoxels"] = result.supervoxels
+    found = under_test.run(case, layers)
+    for name in ("supervoxels", "segments"):
+        ours, theirs = getattr(found, name), getattr(result, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs, f"{name} of {case}")
+    assert found.graph == result.graph, case
+    assert found.history == result.history, case
+
+
+def assert_every_cut_is_exact(volume: Volume) -> int:
+    """Compare a volume cut in several ways; return in how many."""
+    result = expected(volume)
+    rng = random.Random(volume.seed)
+    cases = [Case(volume, chunk, rng.randrange(2**32)) for chunk in cuts(volume.shape, rng)]
+    for case in cases:
+        assert_exact(case, result)
+    return len(cases)
