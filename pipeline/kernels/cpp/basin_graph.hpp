@@ -60,13 +60,12 @@ struct BasinGraph {
   std::vector<BasinEdge> edges;
 };
 
-template <class T>
-BasinGraph basin_graph(const std::uint64_t* labels, const Affinities<T>& affinities,
+inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& source,
                        const Frame& frame, const Thresholds& thresholds) {
   struct Greatest {
     std::uint64_t affinity = 0, key = 0;
   };
-  require_affinities(affinities);
+  const AllEdges affinities(source, frame);
   const auto strides = frame.strides();
   DenseLabels dense;
   std::vector<std::uint64_t> counts;

@@ -6,8 +6,7 @@
 
 namespace {
 
-template <class T>
-auto watershed(const AffinityVolume<T>& affinities, const em::Vec3& origin,
+auto watershed(const AffinityVolume& affinities, const em::Vec3& origin,
                const Corners& core, const Corners& bounds, double low, double high,
                uint64_t base) {
   const em::Frame placed = frame(affinities, origin, core, bounds);
@@ -15,7 +14,7 @@ auto watershed(const AffinityVolume<T>& affinities, const em::Vec3& origin,
   std::unique_ptr<uint64_t[]> labels(new uint64_t[em::volume(shape)]);
   {
     const nb::gil_scoped_release released;
-    em::watershed(view(affinities), placed, em::Thresholds::of<T>(low, high), base,
+    em::watershed(view(affinities), placed, em::Thresholds::of(view(affinities).scale(), low, high), base,
                   labels.get());
   }
   const std::array<std::size_t, 3> dims{static_cast<std::size_t>(shape[0]),
@@ -24,8 +23,7 @@ auto watershed(const AffinityVolume<T>& affinities, const em::Vec3& origin,
   return owned<uint64_t, 3>(std::move(labels), dims, 'F');
 }
 
-template <class T>
-auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affinities,
+auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                  const em::Vec3& origin, const Corners& core, const Corners& bounds,
                  double low, double high) {
   em::BasinGraph graph;
@@ -33,7 +31,7 @@ auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affini
     const nb::gil_scoped_release released;
     graph = em::basin_graph(labels.data(), view(affinities),
                             frame(affinities, origin, core, bounds),
-                            em::Thresholds::of<T>(low, high));
+                            em::Thresholds::of(view(affinities).scale(), low, high));
   }
   using Edge = em::BasinEdge;
   return std::tuple(
@@ -64,19 +62,13 @@ Array<uint64_t> merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>
   return column<uint64_t>(supervoxels, itself);
 }
 
-template <class T>
-void bind_affinity_kernels(nb::module_& m) {
-  m.def("watershed", &watershed<T>, "affinities"_a.noconvert(), "origin"_a, "core"_a,
-        "bounds"_a, "low"_a, "high"_a, "base"_a);
-  m.def("basin_graph", &basin_graph<T>, "labels"_a.noconvert(), "affinities"_a.noconvert(),
-        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
-}
-
 }  // namespace
 
 void bind_basins(nb::module_& m) {
-  bind_affinity_kernels<std::uint8_t>(m);
-  bind_affinity_kernels<float>(m);
+  m.def("watershed", &watershed, "affinities"_a.noconvert(), "origin"_a, "core"_a,
+        "bounds"_a, "low"_a, "high"_a, "base"_a);
+  m.def("basin_graph", &basin_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
+        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
         "joins"_a.noconvert(), "pairs"_a.noconvert(), "affinities"_a.noconvert(),
         "keys"_a.noconvert(), "size_threshold"_a, "dust"_a);

@@ -5,8 +5,7 @@
 
 namespace {
 
-template <class T>
-auto region_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affinities,
+auto region_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                   const em::Vec3& origin, const Corners& core, const Corners& bounds) {
   em::RegionGraph graph;
   {
@@ -53,17 +52,11 @@ auto agglomerate(const Column<uint64_t>& ids, const Column<uint64_t>& anchors,
                     column<uint64_t>(result.segments, itself));
 }
 
-template <class T>
-void bind_affinity_kernels(nb::module_& m) {
-  m.def("region_graph", &region_graph<T>, "labels"_a.noconvert(),
-        "affinities"_a.noconvert(), "origin"_a, "core"_a, "bounds"_a);
-}
-
 }  // namespace
 
 void bind_regions(nb::module_& m) {
-  bind_affinity_kernels<std::uint8_t>(m);
-  bind_affinity_kernels<float>(m);
+  m.def("region_graph", &region_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
+        "origin"_a, "core"_a, "bounds"_a);
   m.def("agglomerate", &agglomerate, "ids"_a.noconvert(), "anchors"_a.noconvert(),
         "pairs"_a.noconvert(), "sums"_a.noconvert(), "areas"_a.noconvert(),
         "keys"_a.noconvert(), "numerator"_a, "denominator"_a);

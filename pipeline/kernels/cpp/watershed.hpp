@@ -23,10 +23,22 @@ using Choice = std::uint8_t;
 constexpr Choice to_lower(int axis) { return static_cast<Choice>(1 + axis); }
 constexpr Choice to_upper(int axis) { return static_cast<Choice>(4 + axis); }
 
+struct AllEdges {
+  AllEdges(const Affinities& affinities, const Frame& frame) : n(volume(frame.shape)), data(3 * n) {
+    AffinityRows rows(affinities, Box{{0, 0, 0}, frame.shape});
+    for (int axis = 0; axis < 3; ++axis)
+      for (std::int64_t z = 0; z < frame.shape[2]; ++z)
+        for (std::int64_t y = 0; y < frame.shape[1]; ++y)
+          rows.load(axis, y, z, data.data() + axis * n + frame.index(0, y, z));
+  }
+  std::uint32_t at(std::size_t i, int axis) const { return data[i + axis * n]; }
+  std::size_t n;
+  std::vector<std::uint32_t> data;
+};
+
 // The edges of a voxel in ascending order of key are: lower x, y, z, then
 // upper x, y, z. The last of equal affinities is therefore the greatest edge.
-template <class T>
-Choice choose(const Affinities<T>& affinities, const Frame& frame, const Vec3& v,
+inline Choice choose(const AllEdges& affinities, const Frame& frame, const Vec3& v,
               std::int64_t low) {
   const std::size_t here = frame.index(v[0], v[1], v[2]);
   const auto strides = frame.strides();
@@ -53,10 +65,9 @@ Choice choose(const Affinities<T>& affinities, const Frame& frame, const Vec3& v
 
 // Labels the core with the components of the edges inside it. A label says where
 // its component begins: base + 1 + the place of its first voxel, x fastest.
-template <class T>
-void watershed(const Affinities<T>& affinities, const Frame& frame,
+inline void watershed(const Affinities& source, const Frame& frame,
                const Thresholds& thresholds, std::uint64_t base, std::uint64_t* labels) {
-  require_affinities(affinities);
+  const AllEdges affinities(source, frame);
   const Vec3 size = extent(frame.core);
   const std::size_t n = volume(size);
   if (n > std::numeric_limits<std::uint32_t>::max()) {
