@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.geometry import Bbox, Vec3
 
 KINDS = ("continuous", "three-level", "constant", "one-hot", "tissue")
-DTYPES = ("uint8", "float32")
+DTYPES = ("uint8", "float16", "float32")
 GIVEN = ("", "cells", "noise")
 MOST_CHUNKS = 256
 LARGEST = Vec3(12, 10, 8)
