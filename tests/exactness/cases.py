@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from pipeline.geometry import Bbox, Vec3
 
+from .oracle import Rules
+
 KINDS = ("continuous", "three-level", "constant", "one-hot", "tissue")
 DTYPES = ("uint8", "float16", "float32")
 GIVEN = ("", "cells", "noise")
+MASKS = ("", "mask", "myelin", "mask and myelin")
+MYELIN_THRESHOLD = 0.3
 MOST_CHUNKS = 256
 LARGEST = Vec3(12, 10, 8)
 
@@ -39,6 +43,12 @@ class Volume:
         Of the watershed.
     threshold, floor : float
         Of the agglomeration and of its history.
+    masks : str
+        Masks that there are, see `Volume.layers`.
+    rules : Rules or None
+        What is not merged; with rules there is a semantic volume.
+    threads : int
+        Threads of a kernel.
     seed : int
         What the values are drawn from.
     """
@@ -55,6 +65,9 @@ class Volume:
     dust: int
     threshold: float
     floor: float
+    masks: str
+    rules: Rules | None
+    threads: int
     seed: int
 
     @property
@@ -64,6 +77,29 @@ class Volume:
     def affinities(self) -> NDArray[Any]:
         """Make the affinities, (x, y, z, 3)."""
         return affinities(self.kind, self.dtype, self.shape.astuple(), self.seed)
+
+    def layers(self) -> dict[str, NDArray[Any]]:
+        """Make the layers that are given beside supervoxels.
+
+        A mask of 0 and myelin above its threshold take away affinities.
+        """
+        rng = np.random.default_rng(self.seed + 2)
+        shape = self.shape.astuple()
+        layers = {"affinities": self.affinities()}
+        if "mask" in self.masks:
+            layers["mask"] = rng.choice(np.array([0, 1, 255], np.uint8), shape)
+        if "myelin" in self.masks:
+            myelin = np.round(rng.random(shape) ** 3 * 255)
+            as_float = bool(rng.integers(2))
+            layers["myelin"] = (
+                np.float32(myelin / 255) if as_float else myelin.astype(np.uint8)
+            )
+        if self.rules is not None:
+            kinds = 1 + _cells(rng, shape, 4) % 5
+            noise = rng.integers(0, 6, shape)
+            layers["semantics"] = np.where(rng.random(shape) < 0.25, noise, kinds)
+            layers["semantics"] = layers["semantics"].astype(np.uint8)
+        return {name: np.asfortranarray(array) for name, array in layers.items()}
 
     def parts(self) -> NDArray[np.int64]:
         """Make the supervoxels that are given, (x, y, z), numbered anyhow from 1."""
@@ -156,8 +192,22 @@ def volumes(kind: str, dtype: str, given: str, seed: int) -> Iterator[Volume]:
             dust=rng.choice([0, 1, 3, 8, 25]),
             threshold=rng.choice([0.0, 0.25, 0.4, 0.6, 1.0]),
             floor=rng.choice([0.0, 0.05, 0.3, 0.7]),
+            masks=rng.choice(["", "", *MASKS]),
+            rules=rng.choice([None, draw_rules(rng)]),
+            threads=rng.choice([1, 1, 2, 5]),
             seed=rng.randrange(2**32),
         )
+
+
+def draw_rules(rng: random.Random) -> Rules:
+    """Draw constraints that small volumes run into."""
+    return Rules(
+        activation=rng.choice([0.4, 0.5, 0.8, 1.0]),
+        labelled_size=rng.choice([0, 5, 25]),
+        labelled_share=rng.choice([0.51, 0.6, 0.75]),
+        both_members=rng.choice([0, 1, 3]),
+        one_member=rng.choice([1, 2, 6]),
+    )
 
 
 def cuts(shape: Vec3, rng: random.Random) -> Iterator[Vec3]:

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import oracle, under_test
-from .cases import Case, Volume, cuts
+from .cases import MYELIN_THRESHOLD, Case, Volume, cuts
 from .under_test import Result
 
 
 def expected(volume: Volume) -> Result:
     """Segment a volume by definition."""
-    affinities = volume.affinities()
-    supervoxels = given(volume) if volume.given else made(volume)
-    graph = oracle.region_graph(supervoxels, affinities, volume.start)
+    layers = volume.layers()
+    affinities = layers["affinities"]
+    supervoxels = given(volume) if volume.given else made(volume, layers)
+    graph = oracle.region_graph(
+        supervoxels, affinities, volume.start, layers.get("semantics")
+    )
     agglomeration = oracle.agglomerate(
         graph,
         scale=oracle.scale_of(affinities),
         floor=min(volume.floor, volume.threshold),
+        rules=volume.rules,
     )
     targets = agglomeration.segments(graph.regions, volume.threshold)
     segments = oracle.applied(supervoxels, targets)
-    history = [merge._replace(key=0) for merge in agglomeration.history]
-    return Result(supervoxels, graph, history, segments)
+    refused = sorted(agglomeration.refused, key=lambda refusal: refusal.key)
+    return Result(supervoxels, graph, agglomeration.history, refused, segments)
 
 
-def made(volume: Volume) -> NDArray[np.uint64]:
+def made(volume: Volume, layers: dict[str, NDArray[Any]]) -> NDArray[np.uint64]:
     """Make the supervoxels of a volume by definition."""
+    masked = np.zeros(volume.shape.astuple(), bool)
+    if "mask" in layers:
+        masked |= layers["mask"] == 0
+    if "myelin" in layers:
+        top = 255 if layers["myelin"].dtype == np.uint8 else 1
+        masked |= layers["myelin"] > MYELIN_THRESHOLD * top
     return oracle.supervoxels(
-        volume.affinities(),
+        layers["affinities"],
+        masked=masked,
         low=volume.low,
         high=volume.high,
         size_threshold=volume.size_threshold,
@@ -51,7 +63,7 @@ def given(volume: Volume) -> NDArray[np.uint64]:
 
 def assert_exact(case: Case, result: Result) -> None:
     """Run the stages of a case and compare, to the last byte."""
-    layers = {"affinities": case.volume.affinities()}
+    layers = case.volume.layers()
     if case.volume.given:
         layers["supervoxels"] = result.supervoxels
     found = under_test.run(case, layers)
@@ -61,6 +73,7 @@ def assert_exact(case: Case, result: Result) -> None:
         np.testing.assert_array_equal(ours, theirs, f"{name} of {case}")
     assert found.graph == result.graph, case
     assert found.history == result.history, case
+    assert found.refused == result.refused, case
 
 
 def assert_every_cut_is_exact(volume: Volume) -> int:

@@ -240,56 +240,57 @@ def region_graph(
 
 
 @dataclass(frozen=True)
-class Constraints:
-    """Which merges are refused where the mean affinity is below ``below``.
+class Rules:
+    """Which merges are refused where the mean affinity is below ``activation``.
 
-    ``voxels`` and ``share`` make a class of a segment count; two segments of more than
-    ``both`` supervoxels, one of more than ``one``, are not merged.
+    Two segments whose predominant classes clash are not merged: a class predominates
+    that ``labelled_share`` of at least ``labelled_size`` voxels are of. Nor are two that
+    both have more supervoxels than ``both_members``, one of them more than ``one_member``.
     """
 
-    below: float = 0.5
-    voxels: int = 170_000
-    share: float = 0.6
-    both: int = 1_000
-    one: int = 10_000
+    activation: float = 0.5
+    labelled_size: int = 170_000
+    labelled_share: float = 0.6
+    both_members: int = 1_000
+    one_member: int = 10_000
 
 
 @dataclass
 class Cluster:
-    """A segment in the making."""
+    """A segment in the making, called after its least supervoxel."""
 
     name: int
-    first: int
     size: int
     members: int
     classes: list[int]
     contacts: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
-    def predominant(self, rules: Constraints) -> str | None:
+    def predominant(self, rules: Rules) -> str | None:
         """Name the class that most of a large segment's voxels are of."""
-        if self.size < rules.voxels:
+        if self.size < rules.labelled_size:
             return None
         for name, count in zip(CLASSES, self.classes, strict=True):
-            if Fraction(count, self.size) >= exactly(rules.share):
+            if count > 0 and Fraction(count, self.size) >= rounded(rules.labelled_share):
                 return name
         return None
 
 
 class Merge(NamedTuple):
-    """Two segments that became one, named for ``winner``."""
+    """Two segments that became one, named for ``winner``, and their contact."""
 
     loser: int
     winner: int
     affinity: int
     area: int
-    key: int
 
 
 class Refusal(NamedTuple):
-    """A merge that was not made, and the first face of its contact."""
+    """A merge that was not made: of whom, where the first face of their contact is, why."""
 
-    later: int
-    earlier: int
+    names: tuple[int, int]
+    sizes: tuple[int, int]
+    members: tuple[int, int]
+    classes: tuple[str | None, str | None]
     affinity: int
     area: int
     key: int
@@ -315,18 +316,13 @@ class Agglomeration:
         return groups
 
 
-def exactly(share: float) -> Fraction:
-    """Return the fraction that a parameter was written as."""
-    return Fraction(str(share))
-
-
-def rounded(threshold: float) -> Fraction:
-    """Return a threshold as agglomeration takes it, a multiple of 2**-32."""
-    return Fraction(round(threshold * 2**32), 2**32)
+def rounded(parameter: float) -> Fraction:
+    """Return a fraction as agglomeration takes it, a multiple of 2**-32."""
+    return Fraction(round(parameter * 2**32), 2**32)
 
 
 def agglomerate(
-    graph: Graph, *, scale: int, floor: float, rules: Constraints | None = None
+    graph: Graph, *, scale: int, floor: float, rules: Rules | None = None
 ) -> Agglomeration:
     """Merge by mean affinity, the greatest first, ties by smaller key.
 
@@ -334,8 +330,7 @@ def agglomerate(
     the contact of the two later starts anew.
     """
     clusters = {
-        name: Cluster(name, r.first, r.size, 1, r.classes[:])
-        for name, r in graph.regions.items()
+        name: Cluster(name, r.size, 1, r.classes[:]) for name, r in graph.regions.items()
     }
     heap: list[tuple[Fraction, int, int, int, tuple[int, int, int]]] = []
 
@@ -349,21 +344,28 @@ def agglomerate(
 
     history, refused = [], []
     while heap:
-        descent, key, a, b, contact = heapq.heappop(heap)
+        descent, _, a, b, contact = heapq.heappop(heap)
         if a not in clusters or clusters[a].contacts.get(b) != contact:
             continue
         mean = -descent / scale
         if mean < rounded(floor):
             break
-        winner, loser = sorted((clusters[a], clusters[b]), key=lambda c: c.first)
-        why = rules and refusal(winner, loser, mean, rules)
+        winner, loser = clusters[min(a, b)], clusters[max(a, b)]
         del winner.contacts[loser.name], loser.contacts[winner.name]
-        if why:
+        why = refusal(winner, loser, mean, rules) if rules else None
+        if rules and why:
             refused.append(
-                Refusal(loser.name, winner.name, contact[0], contact[1], key, why)
+                Refusal(
+                    (winner.name, loser.name),
+                    (winner.size, loser.size),
+                    (winner.members, loser.members),
+                    (winner.predominant(rules), loser.predominant(rules)),
+                    *contact,
+                    why,
+                )
             )
             continue
-        history.append(Merge(loser.name, winner.name, contact[0], contact[1], key))
+        history.append(Merge(loser.name, winner.name, *contact[:2]))
         winner.size += loser.size
         winner.members += loser.members
         winner.classes = [p + q for p, q in zip(winner.classes, loser.classes, strict=True)]
@@ -376,16 +378,14 @@ def agglomerate(
     return Agglomeration(history, refused, scale)
 
 
-def refusal(a: Cluster, b: Cluster, mean: Fraction, rules: Constraints) -> str | None:
+def refusal(a: Cluster, b: Cluster, mean: Fraction, rules: Rules) -> str | None:
     """Say why two segments are not merged, or None if they are."""
-    if mean >= exactly(rules.below):
+    if mean >= rounded(rules.activation):
         return None
-    classes = {a.predominant(rules), b.predominant(rules)}
-    if classes in CLASHES:
+    if {a.predominant(rules), b.predominant(rules)} in CLASHES:
         return "semantic"
-    if min(a.members, b.members) > rules.both and max(a.members, b.members) > rules.one:
-        return "size"
-    return None
+    fewer, more = sorted((a.members, b.members))
+    return "size" if fewer > rules.both_members and more > rules.one_member else None
 
 
 def applied(labels: NDArray[Any], targets: Mapping[int, int]) -> NDArray[np.uint64]:

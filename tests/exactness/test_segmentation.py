@@ -23,9 +23,11 @@ from .cases import (
     GIVEN,
     KINDS,
     LARGEST,
+    MASKS,
     MOST_CHUNKS,
     Case,
     Volume,
+    draw_rules,
     n_chunks,
     volumes,
 )
@@ -72,6 +74,9 @@ VOLUME = st.builds(
     dust=st.integers(0, 30),
     threshold=st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1),
     floor=st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1),
+    masks=st.sampled_from(MASKS),
+    rules=st.none() | st.randoms(use_true_random=False).map(draw_rules),
+    threads=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.kernels.agglomerate import CLASSES, REASONS, Merges, merge_history
 from pipeline.specs import Table
 from pipeline.stages import STAGES
+from pipeline.stages.agglomeration import MERGES, REFUSALS
 from pipeline.stages.base import Stage
 
-from .cases import Case
+from .cases import MYELIN_THRESHOLD, Case
 from .in_memory import Memory
-from .oracle import Contact, Graph, Merge, Region
+from .oracle import Contact, Graph, Merge, Refusal, Region
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,31 @@ class Result:
     supervoxels: NDArray[np.uint64]
     graph: Graph
     history: list[Merge]
+    refused: list[Refusal]
     segments: NDArray[np.uint64]
 
 
 def stages(case: Case) -> list[Stage]:
     """Return the stages of a case, from affinities or from supervoxels to segments."""
     v = case.volume
-    watershed = {"affinities": "affinities", "low": v.low, "high": v.high}
+    watershed = {
+        "affinities": "affinities",
+        "low": v.low,
+        "high": v.high,
+        "size_threshold": v.size_threshold,
+        "dust": v.dust,
+        **{name: name for name in ("mask", "myelin") if name in v.masks},
+        "myelin_threshold": MYELIN_THRESHOLD,
+    }
+    semantics = {"semantics": "semantics"} if v.rules else {}
+    rules = asdict(v.rules) if v.rules else {"activation": 0}
     entries: list[dict[str, Any]] = [
         {"use": "basins", "output": "basins", **watershed},
         {"use": "basin_graph", "output": "basin_graph", "basins": "basins", **watershed},
         {
             "use": "supervoxel_table",
             "output": "supervoxel_table",
-            "graph": "basin_graph",
-            "size_threshold": v.size_threshold,
-            "dust": v.dust,
+            "decisions": "basin_graph",
             "id_chunk": v.id_chunk,
         },
         {
@@ -48,13 +59,13 @@ def stages(case: Case) -> list[Stage]:
             "output": "supervoxels",
             "labels": "basins",
             "table": "supervoxel_table",
-            "part": "chunk",
         },
         {
             "use": "region_graph",
             "output": "region_graph",
             "supervoxels": "supervoxels",
             "affinities": "affinities",
+            **semantics,
         },
         {
             "use": "agglomeration",
@@ -62,13 +73,14 @@ def stages(case: Case) -> list[Stage]:
             "graph": "region_graph",
             "threshold": v.threshold,
             "floor": v.floor,
+            "constraints": rules,
         },
+        {"use": "segment_table", "output": "segment_table", "decisions": "agglomeration"},
         {
             "use": "relabel",
             "output": "segments",
             "labels": "supervoxels",
-            "table": "agglomeration",
-            "part": "remap",
+            "table": "segment_table",
         },
     ]
     if v.given:
@@ -82,15 +94,50 @@ def run(case: Case, layers: dict[str, NDArray[Any]]) -> Result:
     """Run the stages of a case on the layers that it is given."""
     memory = Memory(layers, case.volume.bounds)
     memory.run(stages(case), random.Random(case.order))
-    table = memory.records["agglomeration", "0_0_0_0"].parts["history"]
-    columns = (table[name].tolist() for name in ("loser", "winner", "affinity", "area"))
-    graph = {k: t for (layer, k), t in memory.records.items() if layer == "region_graph"}
+    graphs = records_of(memory, "region_graph")
+    decisions = records_of(memory, "agglomeration")
     return Result(
         memory.volumes["supervoxels"],
-        added_up([table for key, table in graph.items() if key.startswith("0_")]),
-        [Merge(*row, 0) for row in zip(*columns, strict=True)],
+        added_up(list(graphs)),
+        history([node.parts[MERGES] for node in decisions]),
+        refused([node.parts[REFUSALS] for node in decisions]),
         memory.volumes["segments"],
     )
+
+
+def records_of(memory: Memory, layer: str) -> list[Any]:
+    """Return the records of a layer."""
+    return [value for (of, _), value in memory.records.items() if of == layer]
+
+
+def history(tables: list[Table]) -> list[Merge]:
+    """Put the merges of all nodes in order, as a sweep over thresholds does."""
+    merges = merge_history([Merges.from_table(table) for table in tables])
+    columns = (merges.loser, merges.winner, merges.affinity, merges.area)
+    return [Merge(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def refused(tables: list[Table]) -> list[Refusal]:
+    """Gather the refusals of all nodes, by the place of their first face."""
+    found = []
+    for table in tables:
+        names = (
+            "names",
+            "sizes",
+            "members",
+            "classes",
+            "affinity",
+            "area",
+            "key",
+            "reason",
+        )
+        columns = (table[name].tolist() for name in names)
+        for *pairs, classes, affinity, area, key, reason in zip(*columns, strict=True):
+            known = tuple(None if c == 255 else CLASSES[c] for c in classes)
+            found.append(
+                Refusal(*map(tuple, pairs), known, affinity, area, key, REASONS[reason])
+            )
+    return sorted(found, key=lambda refusal: refusal.key)
 
 
 def added_up(tables: list[Table]) -> Graph:
@@ -107,6 +154,7 @@ def added_up(tables: list[Table]) -> Graph:
             region.coordinate_sum = _sum(
                 region.coordinate_sum, columns["coordinate_sum"][row]
             )
+            region.classes = _sum(region.classes, columns["classes"][row])
             region.start = list(map(min, region.start, start))
             region.stop = list(map(max, region.stop, stop))
         for row, (a, b) in enumerate(columns["pairs"]):
