@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ MASKS = ("", "mask", "myelin", "mask and myelin")
 MYELIN_THRESHOLD = 0.3
 MOST_CHUNKS = 256
 LARGEST = Vec3(12, 10, 8)
+VAST = Vec3(26, 24, 20)
+"""Kernels work in another way where there are many basins."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,24 @@ class Volume:
 
 @dataclass(frozen=True)
 class Case:
-    """A volume, how it is cut, and the order in which tasks of a wave are done."""
+    """A volume, how it is cut, and what must not matter.
+
+    Parameters
+    ----------
+    volume : Volume
+        What is segmented.
+    chunk : Vec3
+        Chunk of the grid.
+    order : int
+        What the order of the tasks of a wave is drawn from.
+    memory_order : {"F", "C"}
+        Axis that varies fastest in the arrays that tasks are given, the first or the last.
+    """
 
     volume: Volume
     chunk: Vec3
     order: int
+    memory_order: Literal["F", "C"]
 
 
 def affinities(
@@ -173,12 +188,14 @@ def _cells(
     return nearest
 
 
-def volumes(kind: str, dtype: str, given: str, seed: int) -> Iterator[Volume]:
+def volumes(
+    kind: str, dtype: str, given: str, seed: int, *, largest: Vec3 = LARGEST
+) -> Iterator[Volume]:
     """Draw volumes without end."""
     rng = random.Random(f"{kind} {dtype} {given} {seed}")
     while True:
         small = rng.random() < 0.2
-        extent = [rng.randint(1 if small else n // 2 + 1, n) for n in LARGEST]
+        extent = [rng.randint(1 if small else n // 2 + 1, n) for n in largest]
         yield Volume(
             kind=kind,
             dtype=dtype,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,18 @@ class Memory:
         Layers that are given, (x, y, z) or (x, y, z, channel).
     bounds : Bbox
         Box of them all.
+    order : {"F", "C"}
+        Memory order of the arrays that tasks read.
     """
 
-    def __init__(self, volumes: dict[str, NDArray[Any]], bounds: Bbox) -> None:
+    def __init__(
+        self,
+        volumes: dict[str, NDArray[Any]],
+        bounds: Bbox,
+        order: Literal["F", "C"] = "F",
+    ) -> None:
         self.bounds = bounds
+        self.order = order
         self.volumes: dict[str, NDArray[Any]] = {}
         self.written: dict[str, NDArray[np.bool_]] = {}
         self.records: dict[tuple[str, str], Table | Partitioned] = {}
@@ -78,14 +86,14 @@ class Memory:
                     self._write(target, value)
 
     def read(self, read: Read) -> Any:
-        """Return what a task reads, as the store would: read-only and in order."""
+        """Return what a task reads, read-only as the store would."""
         if isinstance(read, list):
             return [self.read(r) for r in read]
         if isinstance(read, Region):
             at = read.box.slices(self.bounds.start)
             assert self.bounds.contains(read.box), f"{read} is outside the bounds"
             assert self.written[read.layer][at].all(), f"{read} was not written"
-            return _frozen(np.array(self.volumes[read.layer][at], order="F"))
+            return _frozen(np.array(self.volumes[read.layer][at], order=self.order))
         value = self.records[read.layer, read.key]
         if isinstance(value, Partitioned):
             if read.part is not None:

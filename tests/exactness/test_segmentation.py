@@ -25,6 +25,7 @@ from .cases import (
     LARGEST,
     MASKS,
     MOST_CHUNKS,
+    VAST,
     Case,
     Volume,
     draw_rules,
@@ -46,6 +47,17 @@ VOLUMES = 6
 def test_sweep(kind, dtype, given, block, count_cases):
     for volume in itertools.islice(volumes(kind, dtype, given, block), VOLUMES):
         count_cases(assert_every_cut_is_exact(volume))
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sweep_of_vast_volumes(kind, dtype, block, count_cases):
+    count_cases(
+        assert_every_cut_is_exact(next(volumes(kind, dtype, "", block, largest=VAST)))
+    )
 
 
 @pytest.mark.parametrize("given", GIVEN)
@@ -89,7 +101,13 @@ def cases(draw) -> Case:
             lambda c: n_chunks(volume.shape, c.astuple()) <= MOST_CHUNKS
         )
     )
-    return Case(volume, chunk, draw(st.integers(0, 2**32 - 1)))
+    return Case(volume, chunk, draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from("FC")))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sample_of_vast_volumes(dtype, count_cases):
+    volume = next(volumes("continuous", dtype, "", -1, largest=VAST))
+    count_cases(assert_every_cut_is_exact(volume))
 
 
 @settings(max_examples=60)

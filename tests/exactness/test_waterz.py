@@ -80,7 +80,7 @@ def test_waterz_makes_our_partition(threshold, seed):
     case_volume = volume(threshold, seed)
     affinities = distinct_affinities(SHAPE, seed)
     chunk = list(cuts(SHAPE, random.Random(seed)))[2]
-    ours = under_test.run(Case(case_volume, chunk, seed), {"affinities": affinities})
+    ours = under_test.run(Case(case_volume, chunk, seed, "F"), {"affinities": affinities})
     theirs = by_waterz(affinities, ours.supervoxels, threshold)
     np.testing.assert_array_equal(partition(ours.segments), partition(theirs))
     assert len(np.unique(ours.segments)) < len(np.unique(ours.supervoxels))

@@ -92,7 +92,7 @@ def stages(case: Case) -> list[Stage]:
 
 def run(case: Case, layers: dict[str, NDArray[Any]]) -> Result:
     """Run the stages of a case on the layers that it is given."""
-    memory = Memory(layers, case.volume.bounds)
+    memory = Memory(layers, case.volume.bounds, case.memory_order)
     memory.run(stages(case), random.Random(case.order))
     graphs = records_of(memory, "region_graph")
     decisions = records_of(memory, "agglomeration")
