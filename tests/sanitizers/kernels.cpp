@@ -353,3 +353,237 @@ class Case {
     });
     return graph;
   }
+
+  // Merges the basins of the whole volume at once, some of them open, and relabels.
+  void merge(const std::vector<em::BasinGraph>& graphs) {
+    std::map<uint64_t, em::Basin> basins;
+    std::map<std::array<uint64_t, 2>, em::BasinEdge> greatest;
+    std::set<std::array<uint64_t, 2>> joins;
+    for (size_t i = 0; i < labels_.size(); ++i) {
+      if (labels_[i] == 0) continue;
+      em::Basin& basin = basins.try_emplace(labels_[i], em::Basin{0, i, false}).first->second;
+      ++basin.size;
+    }
+    for (const em::BasinGraph& graph : graphs) {
+      joins.insert(graph.joins.begin(), graph.joins.end());
+      for (const em::BasinEdge& edge : graph.edges) {
+        em::BasinEdge& kept = greatest.try_emplace({edge.a, edge.b}, edge).first->second;
+        if (std::pair(edge.affinity, edge.key) > std::pair(kept.affinity, kept.key)) kept = edge;
+      }
+    }
+    std::vector<uint64_t> ids;
+    std::vector<em::Basin> rows;
+    for (const auto& [id, basin] : basins) {
+      ids.push_back(id);
+      rows.push_back(basin);
+    }
+    std::vector<em::BasinEdge> edges;
+    for (const auto& [pair, edge] : greatest) edges.push_back(edge);
+    const std::vector<std::array<uint64_t, 2>> joined(joins.begin(), joins.end());
+
+    const em::MergedBasins merged =
+        em::merge_basins(ids, rows, joined, edges, p_.sizes.threshold, p_.sizes.dust);
+    require(merged.edges.empty(), "an edge waits where nothing is open");
+    auto partly = rows;
+    for (em::Basin& basin : partly) basin.open = random_.chance(0.3);
+    const em::MergedBasins waiting =
+        em::merge_basins(ids, partly, joined, edges, p_.sizes.threshold, p_.sizes.dust);
+    sum_.add(waiting.targets);
+    sum_.add(waiting.settled);
+    sum_.add(waiting.sizes);
+    for (const em::BasinEdge& edge : waiting.edges) sum_.add(edge.key);
+    if (!edges.empty()) {
+      edges.front().b = ~0ull;
+      require_refusal(
+          [&] { em::merge_basins(ids, rows, joined, edges, 1, 1); }, "an edge to nowhere");
+    }
+
+    std::vector<uint64_t> relabelled(labels_.size());
+    em::relabel(labels_, ids, merged.targets, false, relabelled.data(), 1);
+    auto in_place = labels_;
+    em::relabel(in_place, ids, merged.targets, false, in_place.data(),
+                static_cast<int64_t>(threads()));
+    require(in_place == relabelled, "threads change a relabelled volume");
+    if (!ids.empty()) {
+      const std::span<const uint64_t> fewer(ids.data(), ids.size() - 1);
+      require_refusal(
+          [&] {
+            em::relabel(labels_, fewer, merged.targets, false, in_place.data(), 2);
+            em::relabel(labels_, fewer, merged.targets, false, in_place.data(), 1);
+          },
+          "an id that the table lacks");
+    }
+    labels_ = std::move(relabelled);
+  }
+
+  em::RegionGraph measure_regions(const em::Box& box) {
+    const em::Box read = grown(volume_, box, 1, 0);
+    const auto labels = cut(volume_, read, labels_);
+    const auto semantics = cut(volume_, read, volume_.semantics);
+    em::RegionGraph graph;
+    const auto result = same(read, [&](const em::Affinities& view, size_t n_threads) {
+      graph = em::region_graph(labels.data(), view, p_.labelled ? semantics.data() : nullptr,
+                               frame(volume_, box, read), static_cast<int64_t>(n_threads));
+      std::vector<uint64_t> all(graph.ids);
+      const auto put = [&](const auto& numbers) {
+        for (const auto number : numbers) all.push_back(static_cast<uint64_t>(number));
+      };
+      for (const auto& pair : graph.pairs) put(pair);
+      for (const em::Contact& c : graph.contacts) {
+        put(c.affinity);
+        put(c.area);
+        all.push_back(c.key);
+      }
+      for (const em::Region& r : graph.regions) {
+        all.insert(all.end(), {r.size, r.anchor, r.faces});
+        put(r.sum);
+        put(r.start);
+        put(r.stop);
+        put(r.classes);
+      }
+      return all;
+    });
+    sum_.add(result);
+    return graph;
+  }
+
+  void agglomerate(const std::vector<em::RegionGraph>& graphs) {
+    std::map<uint64_t, em::Cluster> known;
+    std::map<std::array<uint64_t, 2>, em::MeanContact> met;
+    for (const em::RegionGraph& graph : graphs) {
+      for (size_t i = 0; i < graph.ids.size(); ++i) {
+        const em::Region& region = graph.regions[i];
+        em::Cluster& cluster =
+            known.try_emplace(graph.ids[i], em::Cluster{graph.ids[i], 0, 1, {}, false})
+                .first->second;
+        cluster.size += region.size;
+        for (size_t k = 0; k < em::n_classes; ++k) cluster.classes[k] += region.classes[k];
+      }
+      for (size_t i = 0; i < graph.pairs.size(); ++i) {
+        const em::Contact& c = graph.contacts[i];
+        em::MeanContact& contact =
+            met.try_emplace(graph.pairs[i], em::MeanContact{0, 0, c.key}).first->second;
+        contact.sum += c.affinity[0] + c.affinity[1] + c.affinity[2];
+        contact.area += c.area[0] + c.area[1] + c.area[2];
+        contact.key = std::min(contact.key, c.key);
+      }
+    }
+    std::vector<uint64_t> ids;
+    std::vector<em::Cluster> clusters;
+    std::vector<std::array<uint64_t, 2>> pairs;
+    std::vector<em::MeanContact> contacts;
+    for (const auto& [id, cluster] : known) {
+      ids.push_back(id);
+      clusters.push_back(cluster);
+    }
+    for (const auto& [pair, contact] : met) {
+      pairs.push_back(pair);
+      contacts.push_back(contact);
+    }
+    const auto steps = [](double fraction) {
+      return static_cast<uint64_t>(fraction * static_cast<double>(em::fraction_steps));
+    };
+    const uint64_t scale = volume_.type == em::AffinityType::uint8 ? 255 : 1u << 20;
+    const em::Limits limits{steps(random_.of({0.1, 0.4, 0.6})), steps(0.05), scale};
+    em::Constraints rules;
+    if (random_.chance(0.5)) {
+      rules = {steps(0.5), 5, steps(0.6), {8, 12, 10, 7, 0}, 1, 3};
+    }
+    const auto run = [&](double open, bool absorb) {
+      auto some = clusters;
+      for (em::Cluster& cluster : some) cluster.open = random_.chance(open);
+      em::Agglomeration result =
+          em::agglomerate(ids, some, pairs, contacts, limits, rules, absorb);
+      sum_.add(result.targets);
+      sum_.add(result.settled);
+      sum_.add(result.ids);
+      for (const em::Merge& merge : result.merges) sum_.add(merge.contact.key);
+      for (const em::Refusal& refusal : result.refusals) sum_.add(refusal.contact.key);
+      for (const em::OpenContact& contact : result.contacts) sum_.add(contact.pair);
+      for (const em::Step& step : em::replay(result.merges)) sum_.add(step.winner);
+      return result;
+    };
+    run(0.3, false);
+    run(0.3, true);
+    const em::Agglomeration whole = run(0, true);
+    require(whole.ids.empty(), "a cluster is left where nothing is open");
+    auto twice = whole.merges;
+    if (!twice.empty()) {
+      twice.push_back(twice.front());
+      require_refusal([&] { em::replay(twice); }, "a merge that is made twice");
+    }
+    if (!pairs.empty()) {
+      const auto refused = [&](auto change, const char* what) {
+        auto wrong = pairs;
+        auto with = contacts;
+        change(wrong, with);
+        require_refusal(
+            [&] { em::agglomerate(ids, clusters, wrong, with, limits, rules, true); }, what);
+      };
+      refused([](auto& p, auto& c) { p.push_back(p[0]), c.push_back(c[0]); }, "a pair twice");
+      refused([](auto& p, auto&) { p[0][1] = p[0][0]; }, "a contact with itself");
+      refused([](auto& p, auto&) { p[0][1] = ~0ull; }, "a contact with nothing");
+      refused([](auto&, auto& c) { c[0].area = 0; }, "a contact without area");
+    }
+  }
+
+  // Affinities that are none, and classes that are none.
+  void refuse() {
+    const em::Box box = volume_.bounds();
+    const auto at = random_.below(volume_.affinities.size());
+    if (volume_.type == em::AffinityType::float32) {
+      const float before = volume_.affinities[at];
+      for (const float value : {std::numeric_limits<float>::quiet_NaN(),
+                                std::numeric_limits<float>::infinity(), -0.5f, 1.5f}) {
+        volume_.affinities[at] = value;
+        const Stored stored(volume_, box, random_.chance(0.5) ? fortran : c_order);
+        require_refusal(
+            [&] {
+              em::region_graph(labels_.data(), stored.view(), nullptr,
+                               frame(volume_, box, box), static_cast<int64_t>(threads()));
+            },
+            "an affinity that is none");
+      }
+      volume_.affinities[at] = before;
+    }
+    volume_.semantics[random_.below(volume_.semantics.size())] = 6;
+    const Stored stored(volume_, box, fortran);
+    require_refusal(
+        [&] {
+          em::region_graph(labels_.data(), stored.view(), volume_.semantics.data(),
+                           frame(volume_, box, box), static_cast<int64_t>(threads()));
+        },
+        "a class that is none");
+  }
+
+  Random& random_;
+  Checksum& sum_;
+  Volume volume_;
+  Parameters p_{};
+  em::Vec3 size_{};
+  std::vector<uint64_t> labels_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "give a seed and how many cases to run\n");
+    return 2;
+  }
+  const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
+  const uint64_t count = std::strtoull(argv[2], nullptr, 10);
+  Checksum sum;
+  for (uint64_t i = 0; i < count; ++i) {
+    Random random(seed + (i << 32));
+    try {
+      Case(random, sum).run();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "case %llu of seed %llu: %s\n", static_cast<unsigned long long>(i),
+                   static_cast<unsigned long long>(seed), error.what());
+      return 1;
+    }
+  }
+  std::printf("%016llx\n", static_cast<unsigned long long>(sum.value()));
+  return 0;
+}
