@@ -9,6 +9,8 @@ _U64 = NDArray[np.uint64]
 _U8 = NDArray[np.uint8]
 _I64 = NDArray[np.int64]
 
+join_affinity: int
+
 def watershed(
     affinities: NDArray[Any],
     origin: _Triple,
@@ -38,6 +40,7 @@ def merge_basins(
     keys: _U64,
     size_threshold: int,
     dust: int,
+    forest: bool,
 ) -> tuple[_U64, _U8, _U64, _U64, _U64, _U64]: ...
 def region_graph(
     labels: _U64,
@@ -75,12 +78,21 @@ def agglomerate(
     rules: Constraints,
     absorb: bool,
 ) -> tuple[
-    tuple[_U64, _U8],
+    tuple[_U64, _U8, _U64],
     tuple[_U64, _U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U8, _U8],
 ]: ...
+def best_contacts(
+    n: int,
+    owners: NDArray[np.uint32],
+    sums: _U64,
+    areas: _U64,
+    keys: _U64,
+    floor: int,
+    scale: int,
+) -> _I64: ...
 def replay(
     pairs: _U64, sums: _U64, areas: _U64, keys: _U64
 ) -> tuple[_U64, _U64, _U64, _U64]: ...

@@ -49,7 +49,7 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
                   const Column<uint64_t>& anchors, const Column<std::uint8_t>& open,
                   const Pairs& joins, const Pairs& pairs,
                   const Column<uint64_t>& affinities, const Column<uint64_t>& keys,
-                  uint64_t size_threshold, uint64_t dust) {
+                  uint64_t size_threshold, uint64_t dust, bool forest) {
   em::MergedBasins merged;
   {
     const nb::gil_scoped_release released;
@@ -63,7 +63,7 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
       edges[i] = {a, b, affinities.data()[i], keys.data()[i]};
     }
     merged = em::merge_basins(span(ids), basins, span(joins), std::move(edges),
-                              size_threshold, dust);
+                              size_threshold, dust, forest);
   }
   using Edge = em::BasinEdge;
   return std::tuple(
@@ -91,5 +91,6 @@ void bind_basins(nb::module_& m) {
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
         "anchors"_a.noconvert(), "open"_a.noconvert(), "joins"_a.noconvert(),
         "pairs"_a.noconvert(), "affinities"_a.noconvert(), "keys"_a.noconvert(),
-        "size_threshold"_a, "dust"_a);
+        "size_threshold"_a, "dust"_a, "forest"_a);
+  m.attr("join_affinity") = em::join_affinity;
 }

@@ -71,10 +71,11 @@ auto agglomerate(const Column<uint64_t>& ids, const Column<uint64_t>& names,
         column<uint64_t>(rows, [](const auto& row) { return row.contact.area; }),
         column<uint64_t>(rows, [](const auto& row) { return row.contact.key; }));
   };
-  const auto& [merges, refusals, targets, settled, open_ids, clusters, contacts] =
+  const auto& [merges, refusals, targets, settled, holders, open_ids, clusters, contacts] =
       result;
   return std::tuple(
-      std::tuple(column<uint64_t>(targets, itself), column<std::uint8_t>(settled, itself)),
+      std::tuple(column<uint64_t>(targets, itself), column<std::uint8_t>(settled, itself),
+                 column<uint64_t>(holders, itself)),
       std::tuple(
           column<uint64_t>(open_ids, itself),
           column<uint64_t>(clusters, [](const Cluster& c) { return c.name; }),
@@ -102,6 +103,21 @@ auto agglomerate(const Column<uint64_t>& ids, const Column<uint64_t>& names,
               column<std::uint8_t>(refusals, [](const Refusal& r) {
                 return static_cast<std::uint8_t>(r.reason);
               }))));
+}
+
+Array<int64_t> best_contacts(std::size_t n, const Column<std::uint32_t>& owners,
+                             const Column<uint64_t>& sums, const Column<uint64_t>& areas,
+                             const Column<uint64_t>& keys, uint64_t floor, uint64_t scale) {
+  std::vector<int64_t> rows;
+  {
+    const nb::gil_scoped_release released;
+    std::vector<em::MeanContact> contacts(owners.size());
+    for (std::size_t i = 0; i < contacts.size(); ++i) {
+      contacts[i] = {sums.data()[i], areas.data()[i], keys.data()[i]};
+    }
+    rows = em::best_contacts(n, span(owners), contacts, floor, scale);
+  }
+  return column<int64_t>(rows, itself);
 }
 
 auto replay(const Pairs& pairs, const Column<uint64_t>& sums, const Column<uint64_t>& areas,
@@ -143,6 +159,9 @@ void bind_regions(nb::module_& m) {
         "open"_a.noconvert(), "pairs"_a.noconvert(), "sums"_a.noconvert(),
         "areas"_a.noconvert(), "keys"_a.noconvert(), "threshold"_a, "floor"_a, "scale"_a,
         "rules"_a, "absorb"_a);
+  m.def("best_contacts", &best_contacts, "n"_a, "owners"_a.noconvert(),
+        "sums"_a.noconvert(), "areas"_a.noconvert(), "keys"_a.noconvert(), "floor"_a,
+        "scale"_a);
   m.def("replay", &replay, "pairs"_a.noconvert(), "sums"_a.noconvert(),
         "areas"_a.noconvert(), "keys"_a.noconvert());
 }
