@@ -24,6 +24,10 @@ def watershed(
     low: float,
     high: float,
     base: int = 0,
+    size_threshold: int = 0,
+    dust: int = 0,
+    mask: NDArray[Any] | None = None,
+    threads: int = 1,
 ) -> NDArray[np.uint64]:
     """Label a chunk with its part of the watershed basins of the whole volume.
 
@@ -74,9 +78,13 @@ def watershed(
             placement.origin,
             placement.core,
             placement.corners,
+            None if mask is None else placement.mask(mask),
             low,
             high,
+            size_threshold,
+            dust,
             base,
+            threads,
         )
 
 
