@@ -5,8 +5,7 @@
 
 namespace {
 
-template <class T>
-auto region_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affinities,
+auto region_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                   const em::Vec3& origin, const Corners& core, const Corners& bounds) {
   em::RegionGraph graph;
   {
@@ -140,17 +139,11 @@ auto replay(const Pairs& pairs, const Column<uint64_t>& sums, const Column<uint6
       column<uint64_t>(steps, [](const Step& step) { return step.contact.area; }));
 }
 
-template <class T>
-void bind_affinity_kernels(nb::module_& m) {
-  m.def("region_graph", &region_graph<T>, "labels"_a.noconvert(),
-        "affinities"_a.noconvert(), "origin"_a, "core"_a, "bounds"_a);
-}
-
 }  // namespace
 
 void bind_regions(nb::module_& m) {
-  bind_affinity_kernels<std::uint8_t>(m);
-  bind_affinity_kernels<float>(m);
+  m.def("region_graph", &region_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
+        "origin"_a, "core"_a, "bounds"_a);
   nb::class_<em::Constraints>(m, "Constraints")
       .def(nb::new_(&constraints), "activation"_a, "labelled_size"_a, "labelled_share"_a,
            "clashes"_a, "both_members"_a, "one_member"_a);

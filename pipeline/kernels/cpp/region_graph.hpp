@@ -31,10 +31,11 @@ struct RegionGraph {
 };
 
 // A chunk owns the faces whose upper voxel lies in its core.
-template <class T>
-RegionGraph region_graph(const std::uint64_t* labels, const Affinities<T>& affinities,
-                         const Frame& frame) {
-  require_affinities(affinities);
+inline RegionGraph region_graph(const std::uint64_t* labels, const Affinities& affinities,
+                                const Frame& frame) {
+  AffinityRows rows(affinities, frame.core);
+  std::array<std::vector<std::uint32_t>, 3> row;
+  for (auto& channel : row) channel.resize(static_cast<std::size_t>(extent(frame.core)[0]));
   const auto strides = frame.strides();
   DenseLabels dense;
   std::vector<Region> regions;
@@ -43,6 +44,7 @@ RegionGraph region_graph(const std::uint64_t* labels, const Affinities<T>& affin
   Vec3 v;
   for (v[2] = frame.core.start[2]; v[2] < frame.core.stop[2]; ++v[2]) {
     for (v[1] = frame.core.start[1]; v[1] < frame.core.stop[1]; ++v[1]) {
+      for (int axis = 0; axis < 3; ++axis) rows.load(axis, v[1], v[2], row[axis].data());
       for (v[0] = frame.core.start[0]; v[0] < frame.core.stop[0]; ++v[0]) {
         const std::size_t here = frame.index(v[0], v[1], v[2]);
         const std::uint64_t label = labels[here];
@@ -63,7 +65,7 @@ RegionGraph region_graph(const std::uint64_t* labels, const Affinities<T>& affin
           const std::uint64_t other = labels[here - strides[axis]];
           if (other == 0 || other == label) continue;
           Contact& contact = contacts[pair_key(number, dense.of(other))];
-          contact.affinity[axis] += affinities.at(here, axis);
+          contact.affinity[axis] += row[axis][static_cast<std::size_t>(v[0] - frame.core.start[0])];
           ++contact.area[axis];
           contact.key = std::min(
               contact.key, 3 * frame.position(v) + static_cast<std::uint64_t>(axis));
