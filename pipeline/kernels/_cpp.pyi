@@ -39,10 +39,14 @@ def merge_basins(
 def region_graph(
     labels: _U64,
     affinities: NDArray[Any],
+    semantics: NDArray[np.uint8] | None,
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
-) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U64, _I64, _I64, _I64]: ...
+    threads: int,
+) -> tuple[
+    _U64, _U64, _U64, _I64, _I64, _I64, _U64, NDArray[np.uint8], _U64, _U64, _U64, _U64
+]: ...
 def agglomerate(
     ids: _U64,
     anchors: _U64,
@@ -53,4 +57,6 @@ def agglomerate(
     numerator: int,
     denominator: int,
 ) -> tuple[_U64, _U64, _U64, _U64, _U64]: ...
-def relabel(labels: _U64, ids: _U64, targets: _U64, keep_missing: bool) -> _U64: ...
+def relabel(
+    labels: _U64, ids: _U64, targets: _U64, keep_missing: bool, out: _U64, threads: int
+) -> None: ...
