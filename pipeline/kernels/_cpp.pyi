@@ -13,9 +13,13 @@ def watershed(
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
+    mask: NDArray[np.uint8] | None,
     low: float,
     high: float,
+    size_threshold: int,
+    dust: int,
     base: int,
+    threads: int,
 ) -> _U64: ...
 def basin_graph(
     labels: _U64,

@@ -1,5 +1,10 @@
 // Watershed basins, their graph, and its merging.
 #include "bindings.hpp"
+
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
 #include "basin_graph.hpp"
 #include "merge_basins.hpp"
 #include "watershed.hpp"
@@ -7,20 +12,28 @@
 namespace {
 
 auto watershed(const AffinityVolume& affinities, const em::Vec3& origin,
-               const Corners& core, const Corners& bounds, double low, double high,
-               uint64_t base) {
+               const Corners& core, const Corners& bounds,
+               const std::optional<Volume<uint8_t>>& mask, double low, double high,
+               uint64_t size_threshold, uint64_t dust, uint64_t base, std::size_t threads) {
   const em::Frame placed = frame(affinities, origin, core, bounds);
   const em::Vec3 shape = em::extent(placed.core);
-  std::unique_ptr<uint64_t[]> labels(new uint64_t[em::volume(shape)]);
+  // The kernel uses the array for labels of other sizes, so it is made as bytes.
+  const std::size_t size = em::volume(shape) * sizeof(uint64_t);
+  std::unique_ptr<std::byte[]> labels(new std::byte[size]);
   {
     const nb::gil_scoped_release released;
-    em::watershed(view(affinities), placed, em::Thresholds::of(view(affinities).scale(), low, high), base,
-                  labels.get());
+    const em::Affinities source = view(affinities);
+    em::watershed(source, placed, mask ? mask->data() : nullptr,
+                  em::Thresholds::of(source.scale(), low, high), {size_threshold, dust},
+                  base, threads, labels.get());
   }
   const std::array<std::size_t, 3> dims{static_cast<std::size_t>(shape[0]),
                                         static_cast<std::size_t>(shape[1]),
                                         static_cast<std::size_t>(shape[2])};
-  return owned<uint64_t, 3>(std::move(labels), dims, 'F');
+  std::byte* raw = labels.release();
+  const nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<std::byte*>(p); });
+  return Array<uint64_t>(raw, 3, dims.data(), owner, nullptr, nb::dtype<uint64_t>(), 0, 0,
+                         'F');
 }
 
 auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
@@ -66,7 +79,8 @@ Array<uint64_t> merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>
 
 void bind_basins(nb::module_& m) {
   m.def("watershed", &watershed, "affinities"_a.noconvert(), "origin"_a, "core"_a,
-        "bounds"_a, "low"_a, "high"_a, "base"_a);
+        "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "size_threshold"_a, "dust"_a,
+        "base"_a, "threads"_a);
   m.def("basin_graph", &basin_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
         "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),

@@ -317,9 +317,9 @@ class Slab {
   void add(std::size_t count, std::size_t axis, const Vec3& first) {
     const auto [x, y, z] = first;
     // Even a row without contacts is loaded: that refuses what is no affinity.
-    affinity_rows_.load(static_cast<int>(axis), y, z, affinity_.data());
+    affinity_rows_.load(axis, y, z, affinity_.data());
     if (affinities_.strides[0] == affinities_.item_size() && y + 1 < frame_.core.stop[1]) {
-      prefetch(affinities_.at(x, y + 1, z, static_cast<int>(axis)),
+      prefetch(affinities_.at(x, y + 1, z, axis),
                width_ * static_cast<std::size_t>(affinities_.item_size()));
     }
     const std::uint64_t position = frame_.position(first);
