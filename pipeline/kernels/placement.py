@@ -101,6 +101,19 @@ class Placement:
         self._require_shape("labels", array, self.read_box.shape.astuple())
         return label_volume(array)
 
+    def mask(self, array: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return a mask as a kernel takes it, without a copy if in Fortran order.
+
+        Raises
+        ------
+        DataError
+            If the array is neither uint8 nor bool, or has another shape.
+        """
+        if array.dtype not in (np.uint8, np.bool_):
+            raise DataError(f"the mask is {array.dtype}; give uint8 or bool, 0 masks out")
+        self._require_shape("the mask's voxels", array, self.read_box.shape.astuple())
+        return np.asfortranarray(array).view(np.uint8)
+
     def _require_shape(
         self, name: str, array: NDArray[Any], shape: tuple[int, ...]
     ) -> None:

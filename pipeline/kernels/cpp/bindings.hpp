@@ -24,6 +24,7 @@ using std::int64_t;
 using std::uint64_t;
 
 void bind_basins(nb::module_& m);
+void bind_region_graph(nb::module_& m);
 void bind_regions(nb::module_& m);
 void bind_relabel(nb::module_& m);
 

@@ -55,6 +55,16 @@ struct Frame {
   bool has_upper(const Vec3& v, int axis) const {
     return origin[axis] + v[axis] + 1 < bounds.stop[axis];
   }
+  // The bounds in voxels of the array, up to where it ends: where they go on beyond it, no
+  // kernel asks for edges.
+  Box limits() const {
+    Box box = bounds;
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      box.start[axis] -= origin[axis];
+      box.stop[axis] = std::min(box.stop[axis] - origin[axis], shape[axis]);
+    }
+    return box;
+  }
   // The position of a voxel in the scan order of the whole volume.
   std::uint64_t position(const Vec3& v) const {
     const Vec3 size = extent(bounds);
@@ -81,8 +91,10 @@ struct Affinities {
   std::int64_t item_size() const {
     return type == AffinityType::uint8 ? 1 : type == AffinityType::float16 ? 2 : 4;
   }
-  const std::byte* at(std::int64_t x, std::int64_t y, std::int64_t z, int axis) const {
-    return data + x * strides[0] + y * strides[1] + z * strides[2] + axis * strides[3];
+  const std::byte* at(std::int64_t x, std::int64_t y, std::int64_t z,
+                      std::size_t axis) const {
+    return data + x * strides[0] + y * strides[1] + z * strides[2] +
+           static_cast<std::int64_t>(axis) * strides[3];
   }
 };
 
@@ -171,7 +183,7 @@ class AffinityRows {
         is_contiguous_(affinities.strides[0] == affinities.item_size()) {}
 
   // Writes channel `axis` of the row at y, z to `to`, from start to stop of the box.
-  void load(int axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
+  void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
     const std::byte* from = is_contiguous_ ? affinities_.at(box_.start[0], y, z, axis)
                                            : turned(axis, y, z);
     bool good = true;
@@ -197,8 +209,8 @@ class AffinityRows {
     std::int64_t start = 0, stop = 0;
   };
 
-  const std::byte* turned(int axis, std::int64_t y, std::int64_t z) {
-    Slab& slab = slabs_[static_cast<std::size_t>(axis)];
+  const std::byte* turned(std::size_t axis, std::int64_t y, std::int64_t z) {
+    Slab& slab = slabs_[axis];
     if (z < slab.start || z >= slab.stop) {
       slab.start = z;
       slab.stop = std::min(z + depth, box_.stop[2]);
@@ -215,7 +227,7 @@ class AffinityRows {
 
   // Blocks along x keep both the lines read and the lines written in the cache.
   template <std::size_t size>
-  void turn(int axis, Slab& slab) {
+  void turn(std::size_t axis, Slab& slab) {
     constexpr std::int64_t block = 32;
     const std::int64_t rows = box_.stop[1] - box_.start[1], planes = slab.stop - slab.start;
     const std::size_t row = size * width_;
@@ -262,68 +274,104 @@ class AffinityRows {
   std::array<Slab, 3> slabs_;
 };
 
-// Reads rows of the edges that exist: the affinities, and 0 where there is no edge, as
-// across the bounds or where a voxel at either end is masked out.
+// Which edges exist: those with both ends within `limits`, a box in voxels of the array,
+// and neither of them masked out. `mask` lies as labels do and may be null.
+struct Edges {
+  Affinities affinities;
+  Frame frame;
+  Box limits;
+  const std::uint8_t* mask;
+};
+
+// Reads rows of edges: their affinities, and 0 where there is no edge.
 class EdgeRows {
  public:
-  // Edges of the rows from `box.start` to `box.stop`, a box of the array that may go one
-  // voxel beyond it where the bounds end. `mask` lies as the array does, or is null.
-  EdgeRows(const Affinities& affinities, const Frame& frame, const Box& box,
-           const std::uint8_t* mask)
-      : rows_(affinities, within(box, frame)),
-        frame_(frame),
-        start_(box.start[0]),
-        stored_(std::min(box.stop[0], frame.shape[0])),
-        stop_(box.stop[0]),
-        mask_(mask) {}
+  // Rows of the voxels from x_start to x_stop, which may lie beyond the limits.
+  EdgeRows(const Edges& edges, std::int64_t x_start, std::int64_t x_stop)
+      : edges_(edges),
+        read_(edges.limits),
+        skipped_(static_cast<std::size_t>(std::max(edges.limits.start[0] - x_start,
+                                                   std::int64_t{0}))),
+        width_(static_cast<std::size_t>(x_stop - x_start)),
+        rows_(edges.affinities, clipped(read_, x_start, x_stop)) {}
 
-  void load(int axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
-    const auto width = static_cast<std::size_t>(stop_ - start_);
-    const auto stored = static_cast<std::size_t>(stored_ - start_);
-    const Vec3 first{start_, y, z};
-    const bool outside = y >= frame_.shape[1] || z >= frame_.shape[2];
-    if (outside) {
-      std::fill_n(to, width, 0u);
+  void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
+    const Vec3 first{read_.start[0], y, z};
+    const auto& [start, stop] = edges_.limits;
+    const bool is_inside = y >= start[1] && y < stop[1] && z >= start[2] && z < stop[2];
+    if (!is_inside || (axis != 0 && first[axis] == start[axis])) {
+      std::fill_n(to, width_, 0u);
       return;
     }
-    rows_.load(axis, y, z, to);
-    std::fill(to + stored, to + width, 0u);
-    if (!frame_.has_lower(first, axis)) {
-      std::fill_n(to, axis == 0 ? std::size_t{1} : width, 0u);
-    }
-    if (mask_ != nullptr) {
-      erase_masked(static_cast<std::size_t>(axis), first, to, stored);
-    }
+    const auto n = static_cast<std::size_t>(read_.stop[0] - read_.start[0]);
+    std::fill_n(to, skipped_, 0u);
+    std::uint32_t* row = to + skipped_;
+    rows_.load(axis, y, z, row);
+    std::fill(row + n, to + width_, 0u);
+    if (first[axis] == start[axis]) row[0] = 0;
+    if (edges_.mask != nullptr) erase_masked(axis, first, row, n);
   }
 
  private:
-  static Box within(const Box& box, const Frame& frame) {
-    Box cut = box;
-    for (std::size_t axis = 0; axis < 3; ++axis) {
-      cut.stop[axis] = std::min(cut.stop[axis], frame.shape[axis]);
-    }
-    return cut;
+  static const Box& clipped(Box& box, std::int64_t start, std::int64_t stop) {
+    box.start[0] = std::max(box.start[0], start);
+    box.stop[0] = std::min(box.stop[0], stop);
+    return box;
   }
 
-  void erase_masked(std::size_t axis, const Vec3& first, std::uint32_t* to,
+  void erase_masked(std::size_t axis, const Vec3& first, std::uint32_t* row,
                     std::size_t n) const {
-    const std::uint8_t* here = mask_ + frame_.index(first[0], first[1], first[2]);
+    const std::uint8_t* here = edges_.mask + edges_.frame.index(first[0], first[1], first[2]);
     for (std::size_t i = 0; i < n; ++i) {
-      if (here[i] == 0) to[i] = 0;
+      if (here[i] == 0) row[i] = 0;
     }
-    // A lower voxel beyond the array is beyond the bounds, or no kernel asks for the edge.
-    const bool at_face = first[axis] == 0;
-    if (at_face && axis != 0) return;
-    const std::uint8_t* below = here - frame_.strides()[axis];
-    for (std::size_t i = at_face ? 1 : 0; i < n; ++i) {
-      if (below[i] == 0) to[i] = 0;
+    // Of a lower voxel that the array lacks, nothing is known.
+    const bool lacks_below = first[axis] == 0;
+    if (lacks_below && axis != 0) return;
+    const auto step = static_cast<std::ptrdiff_t>(edges_.frame.strides()[axis]);
+    for (std::size_t i = lacks_below ? 1 : 0; i < n; ++i) {
+      if (here[static_cast<std::ptrdiff_t>(i) - step] == 0) row[i] = 0;
     }
   }
 
+  Edges edges_;
+  Box read_;
+  std::size_t skipped_, width_;
   AffinityRows rows_;
-  Frame frame_;
-  std::int64_t start_, stored_, stop_;
-  const std::uint8_t* mask_;
 };
+
+// The edges of the voxels of a row to their six neighbours. That to the successor along
+// x is the next voxel's to its predecessor.
+struct SixEdges {
+  const std::uint32_t *x, *y, *z, *upper_y, *upper_z;
+};
+
+// Visits the rows of a box of the array in scan order, with the edges of their voxels,
+// each row of affinities being converted once.
+template <class Visit>
+void for_each_row(const Edges& edges, const Box& box, Visit&& visit) {
+  const Vec3 size = extent(box);
+  const auto width = static_cast<std::size_t>(size[0]) + 1;
+  const auto rows = static_cast<std::size_t>(size[1]);
+  EdgeRows source(edges, box.start[0], box.stop[0] + 1);
+  std::vector<std::uint32_t> plane(width * rows), x(width), y(width), upper_y(width),
+      upper_z(width);
+  for (std::size_t j = 0; j < rows; ++j) {
+    source.load(2, box.start[1] + static_cast<std::int64_t>(j), box.start[2],
+                plane.data() + j * width);
+  }
+  for (std::int64_t k = box.start[2]; k < box.stop[2]; ++k) {
+    source.load(1, box.start[1], k, y.data());
+    for (std::int64_t j = box.start[1]; j < box.stop[1]; ++j) {
+      std::uint32_t* z = plane.data() + static_cast<std::size_t>(j - box.start[1]) * width;
+      source.load(0, j, k, x.data());
+      source.load(1, j + 1, k, upper_y.data());
+      source.load(2, j, k + 1, upper_z.data());
+      visit(j, k, SixEdges{x.data(), y.data(), z, upper_y.data(), upper_z.data()});
+      std::copy_n(upper_z.data(), width, z);
+      std::swap(y, upper_y);
+    }
+  }
+}
 
 }  // namespace em
