@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,7 +104,7 @@ class Volume:
             layers["semantics"] = layers["semantics"].astype(np.uint8)
         return {name: np.asfortranarray(array) for name, array in layers.items()}
 
-    def parts(self) -> NDArray[np.int64]:
+    def parts(self) -> NDArray[np.uint32]:
         """Make the supervoxels that are given, (x, y, z), numbered anyhow from 1."""
         return parts(self.given, self.shape.astuple(), self.seed)
 
@@ -165,15 +166,21 @@ def _tissue(rng: np.random.Generator, shape: tuple[int, int, int]) -> NDArray[An
     return np.clip(values + rng.normal(0, 0.15, values.shape), 0, 1)
 
 
-def parts(given: str, shape: tuple[int, int, int], seed: int) -> NDArray[np.int64]:
-    """Make a partition of a volume; 0 is background.
+def parts(given: str, shape: tuple[int, int, int], seed: int) -> NDArray[np.uint32]:
+    """Make a partition of a volume into pieces that hang together; 0 is background.
 
-    ``cells`` surround random points; ``noise`` lies about anywhere, in pieces.
+    ``cells`` surround random points, ``noise`` has the shapes of chance. A node of the
+    octree knows that a supervoxel goes on outside by the faces that it touches, so a
+    supervoxel must be connected by faces of voxels, as those of the watershed are.
     """
     rng = np.random.default_rng(seed + 1)
     n = int(rng.integers(2, 3 + math.prod(shape) // 8))
-    labels = _cells(rng, shape, n) if given == "cells" else rng.integers(0, n, shape)
-    return np.where(rng.random(shape) < rng.choice([0, 0.2]), 0, 1 + labels)
+    labels = _cells(rng, shape, n) if given == "cells" else rng.integers(0, 3, shape)
+    labels = np.where(rng.random(shape) < rng.choice([0, 0.2]), 0, 1 + labels)
+    pieces: NDArray[np.uint32] = cc3d.connected_components(
+        labels.astype(np.uint32), connectivity=6, out_dtype=np.uint32
+    )
+    return pieces
 
 
 def _cells(

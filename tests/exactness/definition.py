@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import oracle, under_test
+from . import oracle, system
 from .cases import MYELIN_THRESHOLD, Case, Volume, cuts
-from .under_test import Result
+from .system import Result
 
 
 def expected(volume: Volume) -> Result:
@@ -66,7 +66,7 @@ def assert_exact(case: Case, result: Result) -> None:
     layers = case.volume.layers()
     if case.volume.given:
         layers["supervoxels"] = result.supervoxels
-    found = under_test.run(case, layers)
+    found = system.run(case, layers)
     for name in ("supervoxels", "segments"):
         ours, theirs = getattr(found, name), getattr(result, name)
         assert ours.dtype == theirs.dtype

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.geometry import Vec3
 
-from . import under_test
+from . import system
 from .cases import Case, Volume, cuts
 
 waterz = pytest.importorskip("waterz", reason="waterz is not installed")
@@ -80,7 +80,7 @@ def test_waterz_makes_our_partition(threshold, seed):
     case_volume = volume(threshold, seed)
     affinities = distinct_affinities(SHAPE, seed)
     chunk = list(cuts(SHAPE, random.Random(seed)))[2]
-    ours = under_test.run(Case(case_volume, chunk, seed, "F"), {"affinities": affinities})
+    ours = system.run(Case(case_volume, chunk, seed, "F"), {"affinities": affinities})
     theirs = by_waterz(affinities, ours.supervoxels, threshold)
     np.testing.assert_array_equal(partition(ours.segments), partition(theirs))
     assert len(np.unique(ours.segments)) < len(np.unique(ours.supervoxels))

@@ -1,4 +1,4 @@
-"""The stages under test, and what they say, in the words of the definitions."""
+"""The stages as they are run, and what they say, in the words of the definitions."""
 
 from __future__ import annotations
 
