@@ -62,8 +62,9 @@ class World:
     """Layers that nobody in an example writes, and a model.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
-    (the truth), ``parts`` (the truth, cut slantwise into slabs), and affinities: float32
-    with next to no two alike (``affinities``), and five values of uint8 (``ties``).
+    (the truth), ``parts`` (the truth, cut slantwise into slabs), ``classes`` (semantic
+    labels of uint8), and affinities: float32 with next to no two alike (``affinities``),
+    and five values of uint8 (``ties``).
     """
 
     root: str
@@ -71,7 +72,7 @@ class World:
 
     @property
     def layers(self) -> dict[str, str]:
-        names = ("raw", "image", "labels", "parts", "affinities", "ties")
+        names = ("raw", "image", "labels", "parts", "classes", "affinities", "ties")
         return {name: f"{self.root}/{name}" for name in names}
 
     @classmethod
@@ -101,6 +102,7 @@ def tissue() -> dict[str, NDArray[Any]]:
         "image": image,
         "labels": labels,
         "parts": np.where(labels == 0, 0, labels * np.uint64(16) + slab),
+        "classes": (labels % np.uint64(6)).astype(np.uint8),
         "affinities": soft,
         "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
     }
@@ -278,6 +280,7 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "use": "region_graph",
             "supervoxels": labels,
             "affinities": affinities,
+            "semantics": "classes",
             "output": "region_graph",
         },
         {
@@ -414,6 +417,17 @@ def top(run: Run, layer: str) -> Table:
     return table
 
 
+def region_graphs(run: Run) -> Table:
+    """Add up the region graphs of all chunks."""
+    from pipeline.kernels.region_graph import RegionGraph, merge_region_graphs
+
+    keys = run.recipe.stage("region_graph").plan()[0]
+    tables = [run.store.read(Record("region_graph", str(key))) for key in keys]
+    merged = merge_region_graphs([RegionGraph.from_table(t) for t in tables]).to_table()
+    del merged["faces"]  # those of the chunks
+    return merged
+
+
 def surfaces(run: Run) -> dict[int, list[NDArray[Any]]]:
     """Weld the pieces of every segment from all chunks and shards."""
     from pipeline.kernels.surface_mesh import weld
@@ -495,7 +509,7 @@ EXAMPLES: dict[str, Example] = {
     "basin_graph": Example(**_to_supervoxels(2)),
     "supervoxel_table": Example(**_to_supervoxels(3)),
     "relabel": Example(**_to_supervoxels(4)),
-    "region_graph": Example(_to_segments(1), _top_of("region_graph")),
+    "region_graph": Example(_to_segments(1), region_graphs),
     "agglomeration": Example(_to_segments(2), _agglomeration),
     "relabel by one table": Example(_to_segments(3), _volume_of("segments")),
     "downsample": Example(_pyramid(_rescaled), _volume_of("copy")),

@@ -29,9 +29,9 @@ from .examples import (
     Example,
     finished,
     parse,
+    region_graphs,
     segments,
     supervoxels,
-    top,
     volume,
 )
 from .same import assert_same
@@ -167,7 +167,7 @@ def segmented(affinities, chunk, world, root):
         *segments(chunk, "supervoxels", affinities),
     ]
     run = finished(parse(entries, chunk, world), root)
-    graph = top(run, "region_graph")
+    graph = region_graphs(run)
     return {
         "supervoxels": volume(run, "supervoxels")[0],
         "segments": volume(run, "segments")[0],

@@ -326,7 +326,7 @@ def test_regions_arrive_read_only(finished_runs):
     run = finished_runs("region_graph")
     stage = run.recipe.stages[-1]
     task = tasks(stage)[0]
-    for read in stage.leaf_reads(task).values():
+    for read in stage.reads(task).values():
         assert not run.store.read(read).flags.writeable
 
 

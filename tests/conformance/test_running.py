@@ -190,6 +190,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
         for layer, dtype in [("raw", "uint16"), ("image", "uint8"), ("labels", "uint64")]
     }
     blank["parts"] = blank["labels"]
+    blank["classes"] = blank["image"]
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
     world = World.of(blank, tmp_path / "world")
@@ -203,7 +204,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
 
 
 def test_a_node_waits_for_its_children(world, tmp_path):
-    run = Run.start(EXAMPLES["region_graph"].recipe(CHUNK, world), str(tmp_path))
+    run = Run.start(EXAMPLES["overlaps"].recipe(CHUNK, world), str(tmp_path))
     stage = run.recipe.stages[-1]
     leaves, nodes, *_ = stage.plan()
     first, *others = leaves
