@@ -23,7 +23,8 @@ def watershed(
     dust: int,
     base: int,
     threads: int,
-) -> _U64: ...
+    labels: _U64,
+) -> None: ...
 def basin_graph(
     labels: _U64,
     affinities: NDArray[Any],
