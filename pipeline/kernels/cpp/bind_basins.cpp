@@ -28,17 +28,20 @@ void watershed(const AffinityVolume& affinities, const em::Vec3& origin, const C
 
 auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                  const em::Vec3& origin, const Corners& core, const Corners& bounds,
-                 double low, double high) {
+                 const std::optional<Volume<uint8_t>>& mask, double low, double high,
+                 std::size_t threads) {
   em::BasinGraph graph;
   {
     const nb::gil_scoped_release released;
-    graph = em::basin_graph(labels.data(), view(affinities),
-                            frame(affinities, origin, core, bounds),
-                            em::Thresholds::of(view(affinities).scale(), low, high));
+    const em::Affinities source = view(affinities);
+    graph = em::basin_graph(labels.data(), source, frame(affinities, origin, core, bounds),
+                            mask ? mask->data() : nullptr,
+                            em::Thresholds::of(source.scale(), low, high), threads);
   }
   using Edge = em::BasinEdge;
   return std::tuple(
       column<uint64_t>(graph.ids, itself), column<uint64_t>(graph.sizes, itself),
+      column<uint8_t>(graph.faces, itself),
       wide_column<uint64_t, 2>(graph.joins, itself),
       wide_column<uint64_t, 2>(graph.edges,
                                [](const Edge& edge) { return std::array{edge.a, edge.b}; }),
@@ -83,7 +86,7 @@ void bind_basins(nb::module_& m) {
         "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "size_threshold"_a, "dust"_a,
         "base"_a, "threads"_a, "labels"_a.noconvert());
   m.def("basin_graph", &basin_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
-        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
+        "origin"_a, "core"_a, "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "threads"_a);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
         "anchors"_a.noconvert(), "open"_a.noconvert(), "joins"_a.noconvert(),
         "pairs"_a.noconvert(), "affinities"_a.noconvert(), "keys"_a.noconvert(),

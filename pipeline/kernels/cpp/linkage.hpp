@@ -59,24 +59,6 @@ inline std::size_t axis(std::uint64_t code) {
 }
 }  // namespace edge_code
 
-// Calls visit(i) for each i of a row where a number is not 0.
-template <class T, class Visit>
-void for_each_nonzero(const T* numbers, std::size_t n, const Visit& visit) {
-  constexpr std::size_t step = 8;
-  std::size_t i = 0;
-  for (; i + step <= n; i += step) {
-    T any = 0;
-    for (std::size_t k = 0; k < step; ++k) any |= numbers[i + k];
-    if (any == 0) continue;
-    for (std::size_t k = i; k < i + step; ++k) {
-      if (numbers[k] != 0) visit(k);
-    }
-  }
-  for (; i < n; ++i) {
-    if (numbers[i] != 0) visit(i);
-  }
-}
-
 // A row of labels and those of the rows below and above it along y, and along z.
 struct LabelRows {
   const std::uint32_t *here, *below, *above, *back, *fore;

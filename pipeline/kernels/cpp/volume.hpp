@@ -400,4 +400,22 @@ void for_each_row(const Edges& edges, const Box& box, Visit&& visit) {
   }
 }
 
+// Calls visit(i) for each i of a row where a number is not 0.
+template <class T, class Visit>
+void for_each_nonzero(const T* numbers, std::size_t n, const Visit& visit) {
+  constexpr std::size_t step = 8;
+  std::size_t i = 0;
+  for (; i + step <= n; i += step) {
+    T any = 0;
+    for (std::size_t k = 0; k < step; ++k) any |= numbers[i + k];
+    if (any == 0) continue;
+    for (std::size_t k = i; k < i + step; ++k) {
+      if (numbers[k] != 0) visit(k);
+    }
+  }
+  for (; i < n; ++i) {
+    if (numbers[i] != 0) visit(i);
+  }
+}
+
 }  // namespace em
