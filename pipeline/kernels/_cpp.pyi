@@ -14,9 +14,13 @@ def watershed(
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
+    mask: NDArray[np.uint8] | None,
     low: float,
     high: float,
+    size_threshold: int,
+    dust: int,
     base: int,
+    threads: int,
 ) -> _U64: ...
 def basin_graph(
     labels: _U64,
@@ -42,10 +46,14 @@ def merge_basins(
 def region_graph(
     labels: _U64,
     affinities: NDArray[Any],
+    semantics: NDArray[np.uint8] | None,
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
-) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U64, _I64, _I64, _I64]: ...
+    threads: int,
+) -> tuple[
+    _U64, _U64, _U64, _I64, _I64, _I64, _U64, NDArray[np.uint8], _U64, _U64, _U64, _U64
+]: ...
 
 class Constraints:
     def __init__(
@@ -84,4 +92,6 @@ def agglomerate(
 def replay(
     pairs: _U64, sums: _U64, areas: _U64, keys: _U64
 ) -> tuple[_U64, _U64, _U64, _U64]: ...
-def relabel(labels: _U64, ids: _U64, targets: _U64, keep_missing: bool) -> _U64: ...
+def relabel(
+    labels: _U64, ids: _U64, targets: _U64, keep_missing: bool, out: _U64, threads: int
+) -> None: ...
