@@ -66,9 +66,9 @@ class World:
     """Layers that nobody in an example writes, and a model.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
-    (the truth), ``parts`` (the truth, cut slantwise into slabs), ``mask`` (0 in a corner),
-    and affinities: float32 with next to no two alike (``affinities``), and five values of
-    uint8 (``ties``).
+    (the truth), ``parts`` (the truth, cut slantwise into slabs), ``classes`` (semantic
+    labels of uint8), ``mask`` (0 in a corner), and affinities: float32 with next to no two
+    alike (``affinities``), and five values of uint8 (``ties``).
     """
 
     root: str
@@ -76,7 +76,7 @@ class World:
 
     @property
     def layers(self) -> dict[str, str]:
-        names = ("raw", "image", "labels", "parts", "mask", "affinities", "ties")
+        names = ("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties")
         return {name: f"{self.root}/{name}" for name in names}
 
     @classmethod
@@ -106,6 +106,7 @@ def tissue() -> dict[str, NDArray[Any]]:
         "image": image,
         "labels": labels,
         "parts": np.where(labels == 0, 0, labels * np.uint64(16) + slab),
+        "classes": (labels % np.uint64(6)).astype(np.uint8),
         "mask": (slab > 2).astype(np.uint8),
         "affinities": soft,
         "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
@@ -288,6 +289,7 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "use": "region_graph",
             "supervoxels": labels,
             "affinities": affinities,
+            "semantics": "classes",
             "output": "region_graph",
         },
         {
@@ -295,7 +297,12 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "graph": "region_graph",
             "output": "agglomeration",
             "threshold": 0.6,
-            "constraints": {"activation": 0.8, "both_members": 1, "one_member": 2},
+            "constraints": {
+                "activation": 0.8,
+                "labelled_size": 30,
+                "both_members": 1,
+                "one_member": 2,
+            },
         },
         {"use": "segment_table", "decisions": "agglomeration", "output": "segment_table"},
         {
@@ -425,14 +432,6 @@ def volume(run: Run, layer: str) -> list[NDArray[Any]]:
     ]
 
 
-def graph(run: Run) -> Table:
-    """Add up the region graphs of all chunks; which face a part touches is theirs alone."""
-    stage = run.recipe.stage("region_graph")
-    tables = [run.store.read(Record(stage.output, str(key))) for key in stage.grid]
-    whole = merge_region_graphs([RegionGraph.from_table(t) for t in tables]).to_table()
-    return {name: column for name, column in whole.items() if name != "faces"}
-
-
 def agglomerated(run: Run) -> dict[str, Any]:
     """Return the merges of all nodes in their order, and the refusals."""
     stage: Any = run.recipe.stage("agglomeration")
@@ -450,6 +449,15 @@ def overlaps(run: Run) -> Table:
     stage: Any = run.recipe.stage("overlaps")
     table: Table = run.store.read(stage.root)
     return table
+
+
+def region_graphs(run: Run) -> Table:
+    """Add up the region graphs of all chunks."""
+    keys = run.recipe.stage("region_graph").plan()[0]
+    tables = [run.store.read(Record("region_graph", str(key))) for key in keys]
+    merged = merge_region_graphs([RegionGraph.from_table(t) for t in tables]).to_table()
+    del merged["faces"]  # those of the chunks
+    return merged
 
 
 def surfaces(run: Run) -> dict[int, list[NDArray[Any]]]:
@@ -524,7 +532,7 @@ EXAMPLES: dict[str, Example] = {
     "supervoxel_table": Example(**_to_supervoxels(3)),
     "relabel": Example(**_to_supervoxels(4)),
     "relabel masked": Example(_masked, _volume_of("supervoxels")),
-    "region_graph": Example(_to_segments(1), graph),
+    "region_graph": Example(_to_segments(1), region_graphs),
     "agglomeration": Example(_to_segments(2), agglomerated),
     "segment_table": Example(**_to_segment_table()),
     "relabel to segments": Example(_to_segments(4), _volume_of("segments")),

@@ -29,8 +29,8 @@ from .examples import (
     Example,
     agglomerated,
     finished,
-    graph,
     parse,
+    region_graphs,
     segments,
     supervoxels,
     volume,
@@ -171,7 +171,7 @@ def segmented(affinities, chunk, world, root):
     return {
         "supervoxels": volume(run, "supervoxels")[0],
         "segments": volume(run, "segments")[0],
-        "graph": graph(run),
+        "graph": region_graphs(run),
         **agglomerated(run),
     }
 

@@ -75,6 +75,7 @@ def arithmetic() -> dict[str, NDArray[Any]]:
         "image": image,
         "labels": labels,
         "parts": np.where(labels == 0, 0, labels * 16 + x // 9).astype(np.uint64),
+        "classes": (labels % 6).astype(np.uint8),
         "mask": ((x + y + z) % 13 > 0).astype(np.uint8),
         "affinities": (sixteenths / 16).astype(np.float32),
         "ties": (sixteenths * 15).astype(np.uint8),

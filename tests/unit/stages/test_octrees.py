@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.geometry import ALL_FACES, Bbox, ChunkKey, Grid, Halo, Vec3
+from pipeline.geometry import ALL_FACES, Bbox, ChunkKey, Grid, Vec3
 from pipeline.ids import IdLayout
 from pipeline.kernels.agglomerate import Clusters
 from pipeline.kernels.merge_basins import Outcomes
@@ -12,7 +12,6 @@ from pipeline.specs import Partitioned, Record, RecordsSpec, Region, VolumeSpec
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.octree import UpSweep
 from pipeline.stages.overlaps import Overlaps
-from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
 
 GRID = {"bounds": Bbox.of_shape((10, 8, 6), Vec3(2, 0, 1)), "chunk": Vec3(4, 4, 6)}
@@ -77,23 +76,16 @@ def test_overlaps_want_truth_of_the_same_voxels(overlaps):
 
 def test_the_memory_of_a_node_over_all_is_counted():
     leaf_only = Overlaps(
-        segmentation="s",
-        truth="t",
+        segmentation="a",
+        truth="b",
         output="o",
         bounds=GRID["bounds"],
         chunk=Vec3(64, 64, 64),
     )
     assert leaf_only.grid.height == 0
     large = leaf_only.model_copy(update={"bounds": Bbox.of_shape((6400, 6400, 640))})
-    specs = {"s": volume(), "t": volume()}
+    specs = {"a": volume(), "b": volume()}
     assert large.memory(specs) > 100 * leaf_only.memory(specs)
-
-
-def test_a_chunk_owns_the_faces_below_it():
-    stage = RegionGraphs(supervoxels="s", affinities="f", output="g", **GRID)
-    assert stage.halo == Halo.of(before=1)
-    read = stage.reads(stage.task(ChunkKey(0, 1, 0, 0)))["supervoxels"]
-    assert read.box == Bbox(Vec3(5, 0, 1), Vec3(10, 4, 7))
 
 
 @pytest.mark.parametrize("kind", [Basins, BasinGraphs])
