@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Bbox, Vec3
-from pipeline.kernels.agglomerate import Refusals
 from pipeline.kernels.region_graph import RegionGraph, merge_region_graphs
 from pipeline.layers.store import Store
 from pipeline.phantom import Phantom
@@ -433,15 +432,20 @@ def volume(run: Run, layer: str) -> list[NDArray[Any]]:
 
 
 def agglomerated(run: Run) -> dict[str, Any]:
-    """Return the merges of all nodes in their order, and the refusals."""
+    """Return the merges of all nodes in their order, and the refusals by their keys."""
     stage: Any = run.recipe.stage("agglomeration")
-    refusals: list[tuple[Any, ...]] = []
-    for key in (key for wave in stage.plan() for key in wave):
-        table = run.store.read(Record(stage.output, str(key), REFUSALS))
-        columns = Refusals.from_table(table).to_table()
-        del columns["scale"]
-        refusals += zip(*(c.tolist() for c in columns.values()), strict=True)
-    return {"history": history_of(run, stage).to_table(), "refusals": sorted(refusals)}
+    tables = [
+        run.store.read(Record(stage.output, str(key), REFUSALS))
+        for wave in stage.plan()
+        for key in wave
+    ]
+    order = np.argsort(np.concatenate([t["key"] for t in tables]))
+    refusals = {
+        name: np.concatenate([t[name] for t in tables])[order]
+        for name in tables[0]
+        if tables[0][name].ndim
+    }
+    return {"history": history_of(run, stage).to_table(), "refusals": refusals}
 
 
 def overlaps(run: Run) -> Table:

@@ -183,7 +183,7 @@ def test_the_chain_is_not_vacuous(affinities, whole_segments):
     n_supervoxels = len(np.unique(found["supervoxels"]))
     n_segments = len(np.unique(found["segments"]))
     assert 5 < n_segments < n_supervoxels
-    assert found["refusals"]
+    assert len(found["refusals"]["key"]) > 1
 
 
 # -- the property has teeth -----------------------------------------------------------
