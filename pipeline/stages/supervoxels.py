@@ -18,7 +18,11 @@ from pydantic import Field
 from pipeline.errors import GeometryError
 from pipeline.geometry import Grid, Halo, Vec3
 from pipeline.ids import IdLayout
-from pipeline.kernels.basin_graph import BASIN_GRAPH_HALO, basin_graph
+from pipeline.kernels.basin_graph import (
+    BASIN_GRAPH_HALO,
+    MASKED_BASIN_GRAPH_HALO,
+    basin_graph,
+)
 from pipeline.kernels.merge_basins import (
     OpenBasins,
     SingleLinkage,
@@ -27,7 +31,11 @@ from pipeline.kernels.merge_basins import (
 )
 from pipeline.kernels.naming import anchors, named_by_first_voxel
 from pipeline.kernels.partition import Unfinished
-from pipeline.kernels.watershed import WATERSHED_HALO, watershed
+from pipeline.kernels.watershed import (
+    MASKED_WATERSHED_HALO,
+    WATERSHED_HALO,
+    watershed,
+)
 from pipeline.specs import Partitioned, Read, Region, Table, VolumeSpec
 from pipeline.stages.base import Layer, Specs, Stage, Task
 from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, OpenBytes, UpSweep
@@ -75,6 +83,14 @@ class _Watershed(Stage):
     size_threshold: int = Field(default=400, ge=0)
     dust: int = Field(default=200, ge=0)
 
+    masked_halo: ClassVar[Halo]
+    """Halo with a mask: one must also know which predecessors are masked out."""
+
+    @property
+    def reach(self) -> Halo:
+        """Return the halo, wider with a mask."""
+        return self.masked_halo if self.mask or self.myelin else self.halo
+
     def voxel_reads(self, task: Task) -> dict[str, Read]:
         """Read affinities and masks with the halo."""
         reads: dict[str, Read] = {"affinities": Region(self.affinities, task.read_box)}
@@ -121,6 +137,7 @@ class Basins(VolumeStage, _Watershed):
 
     name: ClassVar[str] = "basins"
     halo: ClassVar[Halo] = WATERSHED_HALO
+    masked_halo: ClassVar[Halo] = MASKED_WATERSHED_HALO
     bytes_per_voxel: ClassVar[float] = 12.0
 
     def reads(self, task: Task) -> dict[str, Read]:
@@ -185,6 +202,7 @@ class BasinGraphs(UpSweep, _Watershed):
     name: ClassVar[str] = "basin_graph"
     open_bytes: ClassVar[OpenBytes] = BASIN_OPEN_BYTES
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
+    masked_halo: ClassVar[Halo] = MASKED_BASIN_GRAPH_HALO
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "basins": ("bounds", "chunk", *_Watershed.__annotations__)
     }
