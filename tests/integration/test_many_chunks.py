@@ -19,7 +19,7 @@ from pipeline.stages.agglomeration import REFUSALS
 from pipeline.stages.octree import STATE
 
 SHAPE = Vec3(192, 192, 96)
-VOXEL_NM = (12.0, 12.0, 30.0)
+VOXEL_NM = (24.0, 24.0, 40.0)
 TIMEOUT_S = 900
 
 RECIPE = """
@@ -37,6 +37,8 @@ affinities = "{affinities}"
 use = "basins"
 affinities = "affinities"
 output = "basins"
+size_threshold = 60
+dust = 20
 storage_chunk = {storage}
 
 [[stage]]
@@ -44,6 +46,8 @@ use = "basin_graph"
 basins = "basins"
 affinities = "affinities"
 output = "basin_graph"
+size_threshold = 60
+dust = 20
 
 [[stage]]
 use = "supervoxel_table"
@@ -120,7 +124,7 @@ def recipe(folder: Path, name: str, chunk: list[int], limit: str = "") -> Path:
 
 
 def em(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("em")), *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
