@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -27,7 +26,7 @@ namespace em {
 constexpr std::size_t n_classes = 5;  // labels 1 to 5 of a semantic volume
 
 struct Contact {
-  std::uint64_t pair = 0;  // two labels, in a form that their table knows
+  std::uint64_t pair = 0;  // the numbers of two labels, the smaller in the upper half
   std::array<std::uint64_t, 3> affinity{}, area{};
   std::uint64_t key = std::numeric_limits<std::uint64_t>::max();  // of the first face
 
