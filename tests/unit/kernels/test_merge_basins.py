@@ -13,6 +13,7 @@ def make_graph(sizes, edges, joins=()):
     return BasinGraph(
         ids=np.arange(1, len(sizes) + 1, dtype=np.uint64),
         sizes=np.array(sizes, np.uint64),
+        faces=np.zeros(len(sizes), np.uint8),
         joins=np.array(joins, np.uint64).reshape(-1, 2),
         pairs=np.array([e[:2] for e in edges], np.uint64).reshape(-1, 2),
         affinities=np.array([e[2] for e in edges], np.uint64),

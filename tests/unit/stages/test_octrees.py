@@ -127,6 +127,7 @@ def test_the_supervoxel_table_is_parted_by_chunk():
     graph = BasinGraph(
         ids=ids,
         sizes=np.array([30, 5, 40], np.uint64),
+        faces=np.zeros(3, np.uint8),
         joins=np.array([[ids[0], ids[2]]], np.uint64),
         pairs=np.zeros((0, 2), np.uint64),
         affinities=np.zeros(0, np.uint64),
@@ -146,7 +147,9 @@ def test_the_supervoxel_table_is_parted_by_chunk():
 def test_the_table_of_a_volume_of_background_has_no_parts():
     stage = SupervoxelTable(graph="g", output="t", **GRID)
     graph = BasinGraph(
-        *(np.zeros(s, np.uint64) for s in (0, 0, (0, 2), (0, 2), 0, 0)), scale=255
+        *(np.zeros(0, t) for t in (np.uint64, np.uint64, np.uint8)),
+        *(np.zeros(s, np.uint64) for s in ((0, 2), (0, 2), 0, 0)),
+        scale=255,
     )
     (key,) = stage.plan()[0]
     assert stage.process(stage.task(key), graph=graph.to_table()).parts == {}
