@@ -284,7 +284,8 @@ class Slab {
     // Every stretch is noted, and overwritten by the next if it is no contact.
     const auto noting = [&](std::size_t axis) {
       return [touches = touches_[axis].data(), count = &counts[axis]](
-                 std::uint32_t a, std::uint32_t b, std::uint32_t start, std::uint32_t stop) {
+                 std::uint32_t a, std::uint32_t b, std::uint32_t start,
+                 std::uint32_t stop) {
         touches[*count] = {a, b, start, stop};
         *count += (a != b) & (a != 0) & (b != 0) ? 1 : 0;
       };
