@@ -461,7 +461,7 @@ inline RegionGraph region_graph(const std::uint64_t* labels, const Affinities& a
                                 const std::uint8_t* semantics, const Frame& frame,
                                 std::size_t threads) {
   const auto planes = static_cast<std::size_t>(extent(frame.core)[2]);
-  const std::size_t pieces = std::clamp<std::size_t>(threads, 1, planes);
+  const std::size_t pieces = std::min(threads, planes);
   const auto start = [&](std::size_t piece) {
     return frame.core.start[2] +
            static_cast<std::int64_t>(piece_start(planes, pieces, piece));
