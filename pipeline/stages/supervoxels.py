@@ -83,13 +83,10 @@ class _Watershed(Stage):
     size_threshold: int = Field(default=400, ge=0)
     dust: int = Field(default=200, ge=0)
 
-    masked_halo: ClassVar[Halo]
-    """Halo with a mask: one must also know which predecessors are masked out."""
-
     @property
-    def reach(self) -> Halo:
-        """Return the halo, wider with a mask."""
-        return self.masked_halo if self.mask or self.myelin else self.halo
+    def is_masked(self) -> bool:
+        """Whether there are voxels without affinities."""
+        return bool(self.mask or self.myelin)
 
     def voxel_reads(self, task: Task) -> dict[str, Read]:
         """Read affinities and masks with the halo."""
@@ -137,8 +134,12 @@ class Basins(VolumeStage, _Watershed):
 
     name: ClassVar[str] = "basins"
     halo: ClassVar[Halo] = WATERSHED_HALO
-    masked_halo: ClassVar[Halo] = MASKED_WATERSHED_HALO
     bytes_per_voxel: ClassVar[float] = 12.0
+
+    @property
+    def reach(self) -> Halo:
+        """Look further if there is a mask."""
+        return MASKED_WATERSHED_HALO if self.is_masked else self.halo
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read affinities and masks with the halo."""
@@ -202,13 +203,17 @@ class BasinGraphs(UpSweep, _Watershed):
     name: ClassVar[str] = "basin_graph"
     open_bytes: ClassVar[OpenBytes] = BASIN_OPEN_BYTES
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
-    masked_halo: ClassVar[Halo] = MASKED_BASIN_GRAPH_HALO
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "basins": ("bounds", "chunk", *_Watershed.__annotations__)
     }
     bytes_per_voxel: ClassVar[float] = 12.0
 
     basins: Layer
+
+    @property
+    def reach(self) -> Halo:
+        """Look further if there is a mask."""
+        return MASKED_BASIN_GRAPH_HALO if self.is_masked else self.halo
 
     def leaf_reads(self, task: Task) -> dict[str, Read]:
         """Read ids, affinities and masks with the halo."""
@@ -233,6 +238,7 @@ class BasinGraphs(UpSweep, _Watershed):
             low=self.low,
             high=self.high,
             mask=self.kept(mask, myelin),
+            threads=task.threads,
         )
         return open_basins(graph, anchors=anchors(graph.ids, self.grid)).to_table()
 
