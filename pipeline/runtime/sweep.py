@@ -84,13 +84,13 @@ def sweep(run: Run, thresholds: Sequence[float], truth: str = "truth") -> list[S
 
 
 def history_of(run: Run, stage: Agglomeration) -> MergeHistory:
-    """Return the merges of an agglomeration, in the order of their scores."""
+    """Return the merges of all nodes of an agglomeration, in the order of their scores."""
     tables = (
         run.store.read(Record(stage.output, str(key), MERGES))
         for wave in stage.plan()
         for key in wave
     )
-    # Of the waves of a partitioned merge only one in three merges.
+    # A task of a round that decides nothing writes no merges.
     return merge_history([Merges.from_table(t) for t in tables if t])
 
 

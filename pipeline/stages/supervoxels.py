@@ -238,6 +238,7 @@ class BasinGraphs(UpSweep, _Watershed):
             low=self.low,
             high=self.high,
             mask=self.kept(mask, myelin),
+            threads=task.threads,
         )
         return open_basins(graph, anchors=anchors(graph.ids, self.grid)).to_table()
 
