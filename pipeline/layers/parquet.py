@@ -235,10 +235,10 @@ def merge(
         if count + len(block) > limit:
             held = [combine(table, held)]
             count = len(held[0])
-        if count > half:
-            held.append(block)
-            yield from _by_range(table, held, waiting, extent, limit, scratch)
-            return
+            if count > half:
+                held.append(block)
+                yield from _by_range(table, held, waiting, extent, limit, scratch)
+                return
         held.append(block)
         count += len(block)
     if held:

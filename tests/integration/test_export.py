@@ -1,0 +1,547 @@
+"""Exports of a run, read back by code that shares nothing with what wrote them."""
+
+import json
+import struct
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorstore
+import yaml
+import zstandard
+from scipy import sparse
+
+from pipeline.errors import MissingInputError, PermanentError, StaleOutputError
+from pipeline.geometry import Bbox, Grid, Vec3
+from pipeline.layers.folder import LocalFolder
+from pipeline.layers.store import Store
+from pipeline.phantom import Phantom
+from pipeline.recipe import Recipe
+from pipeline.reconstruction import Block, block_recipe
+from pipeline.runtime import export_pychunkedgraph as module
+from pipeline.runtime.drive import run_to_end
+from pipeline.runtime.executors import serial
+from pipeline.runtime.export_pychunkedgraph import export_pychunkedgraph
+from pipeline.runtime.export_tables import export_tables
+from pipeline.runtime.graph_tables import GraphStages
+from pipeline.runtime.run import Run
+from pipeline.specs import Region, VolumeSpec
+from pipeline.stages import STAGES
+
+SHAPE = Vec3(96, 64, 24)
+OFFSET = Vec3(100, -20, 7)
+BOUNDS = Bbox.of_shape(SHAPE, OFFSET)
+VOXEL_NM = (12.0, 12.0, 30.0)
+UNEVEN = Vec3(40, 27, 10)
+SMALL = {"size_threshold": 30, "dust": 10}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """From noisy affinities of a phantom to segments, in twelve chunks away from zero."""
+    folder = tmp_path_factory.mktemp("run")
+    phantom = Phantom(seed=5, voxel_size_nm=VOXEL_NM, spacing_nm=200, membrane_nm=24)
+    store = Store(str(folder / "given"))
+    spec = VolumeSpec(
+        dtype="uint8",
+        channels=3,
+        bounds=BOUNDS,
+        voxel_size_nm=VOXEL_NM,
+        kind_of_values="image",
+    )
+    store.create("affinities", spec)
+    corners = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
+    values = phantom.affinities(*corners, blur=1.0, noise=0.2)
+    store.write(Region("affinities", BOUNDS), spec, values)
+    document = block_recipe(
+        "phantom", Block(source="absent", bounds=BOUNDS, voxel_size_nm=VOXEL_NM)
+    )
+    outputs = [s["output"] for s in document["stage"]]
+    wanted = outputs[outputs.index("basins") : outputs.index("segmentation") + 1]
+    document["stage"] = [s for s in document["stage"] if s["output"] in wanted]
+    for stage in document["stage"]:
+        if "storage_chunk" in stage:
+            stage["storage_chunk"] = [16, 32, 12]
+        known = STAGES[stage["use"]].model_fields
+        stage |= {k: v for k, v in SMALL.items() if k in known}
+    document["grid"]["chunk"] = [32, 32, 12]
+    document["layers"] = {"affinities": str(folder / "given" / "affinities")}
+    started = Run.start(Recipe.parse(document), str(folder / "root"))
+    run_to_end(started, serial, quiet=True)
+    return started
+
+
+@pytest.fixture(scope="module")
+def truth(run):
+    """The volumes of the run, whole."""
+    stages = GraphStages.of(run)
+    layers = (stages.graph.supervoxels, stages.relabel.output, stages.graph.affinities)
+    supervoxels, segments, affinities = (run.store.read(Region(n, BOUNDS)) for n in layers)
+    assert len(np.unique(supervoxels)) > 60
+    assert 10 < len(np.unique(segments)) < len(np.unique(supervoxels)) - 20
+    return supervoxels, segments, affinities
+
+
+# -- the format of PyChunkedGraph, from the specifications of protocol buffers ----------
+
+
+def fields(message):
+    """Yield number, wire type and value of each field: varints and what has a length."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        tag = varint()
+        if tag & 7 == 0:
+            yield tag >> 3, 0, varint()
+        else:
+            assert tag & 7 == 2, f"wire type {tag & 7}"
+            length = varint()
+            yield tag >> 3, 2, message[at : at + length]
+            at += length
+            assert at <= len(message)
+
+
+def read_edges(path):
+    """Return the edges of a chunk by kind: ids, ids, affinities, areas."""
+    message = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+    kinds = {1: "in", 2: "cross", 3: "between"}
+    types = {1: "Q", 2: "Q", 3: "f", 4: "Q"}
+    found = {}
+    for number, wire, part in fields(message):
+        assert wire == 2
+        columns = {n: () for n in types}
+        for column, inner, content in fields(part):
+            assert inner == 2
+            size = struct.calcsize("<" + types[column])
+            columns[column] = struct.unpack(
+                f"<{len(content) // size}{types[column]}", content
+            )
+        assert len({len(c) for c in columns.values()}) == 1
+        found[kinds[number]] = list(columns.values())
+    assert set(found) == set(kinds.values())
+    return found
+
+
+def read_components(path):
+    """Return the components of a chunk: field 1, packed varints."""
+    numbers = []
+    for number, wire, content in fields(path.read_bytes()):
+        assert (number, wire) == (1, 2)
+        value = shift = 0
+        for byte in content:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                numbers.append(value)
+                value = shift = 0
+    components = []
+    while numbers:
+        count, numbers = numbers[0], numbers[1:]
+        components.append(numbers[:count])
+        assert len(components[-1]) == count
+        numbers = numbers[count:]
+    return components
+
+
+def place_of(piece, bits):
+    """Return layer and chunk of an id, and the number in the chunk."""
+    local = 56 - 3 * bits
+    mask = (1 << bits) - 1
+    place = tuple(piece >> (local + bits * n) & mask for n in (2, 1, 0))
+    return piece >> 56, place, piece & ((1 << local) - 1)
+
+
+def contacts(labels, affinities):
+    """Return faces and exact sum of the affinities of each contact in a volume."""
+    rows = []
+    for axis in range(3):
+        near = [slice(None)] * 3
+        far = [slice(None)] * 3
+        near[axis], far[axis] = slice(None, -1), slice(1, None)
+        low, high = labels[tuple(near)], labels[tuple(far)]
+        on = (low != high) & (low != 0) & (high != 0)
+        pair = np.sort(np.stack([low[on], high[on]], axis=1), axis=1)
+        rows.append((pair, affinities[..., axis][tuple(far)][on]))
+    pairs = np.concatenate([p for p, _ in rows])
+    values = np.concatenate([v for _, v in rows]).astype(np.int64)
+    unique, inverse, areas = np.unique(
+        pairs, axis=0, return_inverse=True, return_counts=True
+    )
+    sums = np.zeros(len(unique), np.int64)
+    np.add.at(sums, inverse.ravel(), values)
+    return {
+        (a, b): (s, n)
+        for (a, b), s, n in zip(unique.tolist(), sums.tolist(), areas.tolist(), strict=True)
+    }
+
+
+@pytest.fixture(scope="module", params=[None, UNEVEN], ids=["run's chunks", "others"])
+def graph(request, run, tmp_path_factory):
+    """An export, its chunk and what it says of itself."""
+    folder = tmp_path_factory.mktemp("graph")
+    summary = export_pychunkedgraph(run, str(folder), chunk=request.param, quiet=True)
+    chunk = request.param or GraphStages.of(run).graph.chunk
+    return folder, Grid(BOUNDS, chunk), summary
+
+
+@pytest.fixture(scope="module")
+def pieces(graph):
+    """The volume of pieces, as another reader sees it."""
+    folder, _, _ = graph
+    volume = tensorstore.open(
+        {"driver": "neuroglancer_precomputed", "kvstore": f"file://{folder}/watershed/"},
+        read=True,
+    ).result()
+    assert volume.domain.inclusive_min[:3] == tuple(BOUNDS.start)
+    assert volume.domain.exclusive_max[:3] == tuple(BOUNDS.stop)
+    return np.asarray(volume.read().result())[..., 0]
+
+
+@pytest.fixture(scope="module")
+def chunks(graph):
+    """Edges and components of every chunk, by its place."""
+    folder, grid, _ = graph
+    found = {}
+    for key in grid:
+        name = f"{key.x}_{key.y}_{key.z}"
+        found[key.x, key.y, key.z] = (
+            read_edges(folder / "edges" / f"edges_{name}.proto.zst"),
+            read_components(folder / "components" / f"components_{name}.proto"),
+        )
+    assert len(list((folder / "edges").iterdir())) == len(found)
+    assert len(list((folder / "components").iterdir())) == len(found)
+    return found
+
+
+def test_pieces_carry_the_place_of_their_chunk(graph, pieces, truth):
+    folder, grid, _ = graph
+    config = yaml.safe_load((folder / "dataset.yml").read_text())
+    bits = config["graph_config"]["SPATIAL_BITS"]
+    assert 2**bits >= max(grid.counts())
+    assert ((pieces == 0) == (truth[0] == 0)).all()
+    for key in grid:
+        inside = pieces[grid.box(key).slices(OFFSET)]
+        ids = np.unique(inside[inside != 0]).tolist()
+        places = [place_of(p, bits) for p in ids]
+        assert all(p[:2] == (1, (key.x, key.y, key.z)) for p in places)
+        assert sorted(p[2] for p in places) == list(range(1, len(ids) + 1))
+
+
+def test_edges_are_those_of_the_volume(graph, pieces, chunks, truth):
+    """Every face once, areas and affinities by brute force, from both of its chunks."""
+    _, _, summary = graph
+    supervoxels, _, affinities = truth
+    parent = dict(zip(pieces.ravel().tolist(), supervoxels.ravel().tolist(), strict=True))
+    expected = contacts(pieces, affinities)
+    found = {kind: [] for kind in ("in", "between", "cross")}
+    here = dict.fromkeys(np.unique(pieces).tolist())
+    bits = max(1, (max(graph[1].counts()) - 1).bit_length())
+    for place, (edges, _) in chunks.items():
+        for kind, (first, second, affinity, area) in edges.items():
+            for a, b, value, faces in zip(first, second, affinity, area, strict=True):
+                assert a in here
+                assert b in here
+                assert place_of(a, bits)[1] == place
+                assert (place_of(b, bits)[1] == place) == (kind == "in")
+                pair = min(a, b), max(a, b)
+                found[kind].append(pair)
+                if kind == "cross":
+                    assert (value, faces) == (np.inf, 1)
+                    assert parent[a] == parent[b]
+                    continue
+                assert parent[a] != parent[b]
+                total, count = expected[pair]
+                assert faces == count
+                assert value == np.float32(total / 255)
+    assert len(found["in"]) == len(set(found["in"])) == summary.in_chunk
+    for kind, count in (
+        ("between", summary.between_chunk),
+        ("cross", summary.cross_chunk),
+    ):
+        assert len(found[kind]) == 2 * len(set(found[kind])) == count
+        assert found[kind]
+    assert set().union(*found.values()) == set(expected)
+    counted = sum(
+        sum(edges[kind][3]) * (2 if kind == "in" else 1)
+        for edges, _ in chunks.values()
+        for kind in ("in", "between")
+    )
+    faces = sum(
+        n for pair, (_, n) in expected.items() if parent[pair[0]] != parent[pair[1]]
+    )
+    assert counted == 2 * faces
+
+
+def groups(ids, pairs):
+    """Return the connected components of a graph as a set of sets."""
+    names = np.array(sorted(ids), np.uint64)
+    rows = np.searchsorted(names, np.array(sorted(pairs), np.uint64).reshape(-1, 2))
+    matrix = sparse.coo_matrix(
+        (np.ones(len(rows)), (rows[:, 0], rows[:, 1])), shape=(len(names), len(names))
+    )
+    _, label = sparse.csgraph.connected_components(matrix, directed=False)
+    found = {}
+    for name, n in zip(names.tolist(), label.tolist(), strict=True):
+        found.setdefault(n, set()).add(name)
+    return {frozenset(group) for group in found.values()}
+
+
+def pieces_by(pieces, labels):
+    found = {}
+    for piece, label in set(
+        zip(pieces.ravel().tolist(), labels.ravel().tolist(), strict=True)
+    ):
+        if piece:
+            found.setdefault(label, set()).add(piece)
+    return {frozenset(group) for group in found.values()}
+
+
+def test_active_edges_give_back_the_segments(pieces, chunks, truth):
+    """As an ingest decides: within a component an edge is on, and cross edges always."""
+    active = set()
+    for edges, components in chunks.values():
+        component = {p: n for n, group in enumerate(components) for p in group}
+        assert len(component) == sum(map(len, components))
+        for kind, (first, second, _, _) in edges.items():
+            for a, b in zip(first, second, strict=True):
+                if kind == "cross" or component[a] == component[b]:
+                    active.add((a, b))
+    ids = set(np.unique(pieces).tolist()) - {0}
+    assert groups(ids, active) == pieces_by(pieces, truth[1])
+
+
+def test_cross_edges_give_back_the_supervoxels(pieces, chunks, truth):
+    joined = {
+        pair
+        for edges, _ in chunks.values()
+        for pair in zip(*edges["cross"][:2], strict=True)
+    }
+    ids = set(np.unique(pieces).tolist()) - {0}
+    assert groups(ids, joined) == pieces_by(pieces, truth[0])
+
+
+def test_the_configuration_says_where_everything_is(graph):
+    folder, grid, summary = graph
+    config = yaml.safe_load((folder / "dataset.yml").read_text())
+    assert config["graph_config"]["CHUNK_SIZE"] == list(grid.chunk)
+    assert config["graph_config"]["LAYER_ID_BITS"] == 8
+    for name, part in (("EDGES", "edges"), ("COMPONENTS", "components")):
+        assert config["data_source"][name] == f"file://{folder}/{part}"
+    assert config["data_source"]["WATERSHED"] == f"file://{folder}/watershed"
+    assert config["ingest_config"]["WATERSHED"] == f"file://{folder}/watershed"
+    info = json.loads((folder / "watershed" / "info").read_text())
+    assert info["scales"][0]["voxel_offset"] == list(OFFSET)
+    assert info["scales"][0]["resolution"] == list(VOXEL_NM)
+    assert info["scales"][0]["encoding"] == "compressed_segmentation"
+    assert summary.chunks == grid.counts().product
+
+
+def objects(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "dataset.yml"
+    }
+
+
+@pytest.mark.parametrize("at", [3, 14, 29])
+def test_an_export_that_is_killed_goes_on(at, run, graph, tmp_path, monkeypatch):
+    """Killed at a write, then done again: the same files, and nothing twice."""
+    done, grid, summary = graph
+    puts, put, killed = [], LocalFolder.put, []
+
+    def flaky(self, path, *args, **options):
+        if str(self.path) == str(tmp_path) and "/" in path:
+            puts.append(path)
+            if len(puts) == at and not killed:
+                killed.append(path)
+                raise KeyboardInterrupt
+        put(self, path, *args, **options)
+
+    monkeypatch.setattr(LocalFolder, "put", flaky)
+    with pytest.raises(KeyboardInterrupt):
+        export_pychunkedgraph(run, str(tmp_path), chunk=grid.chunk, quiet=True)
+    marked = sum(p.startswith("done/") for p in puts[:-1])
+    puts.clear()
+    again = export_pychunkedgraph(run, str(tmp_path), chunk=grid.chunk, quiet=True)
+    assert again == summary
+    assert objects(tmp_path) == objects(done)
+    assert sum(p.startswith("done/") for p in puts) == 2 * summary.chunks - marked
+
+
+def test_processes_write_the_same(run, graph, tmp_path):
+    folder, grid, summary = graph
+    found = export_pychunkedgraph(
+        run, str(tmp_path), chunk=grid.chunk, workers=2, quiet=True
+    )
+    assert found == summary
+    assert objects(tmp_path) == objects(folder)
+
+
+def test_a_process_that_dies_is_one_clear_error(run, tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, *args, **options):
+            pass
+
+        def submit(self, *args):
+            raise module.BrokenProcessPool
+
+        def shutdown(self, **options):
+            pass
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
+    with pytest.raises(PermanentError, match="fewer --workers or a smaller --chunk"):
+        export_pychunkedgraph(run, str(tmp_path), workers=2, quiet=True)
+
+
+# -- tables ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    export_tables(run, str(folder), limit=10**6, quiet=True)
+    return folder
+
+
+def rows_of(path, columns="*"):
+    """Read with DuckDB, which shares no code with Arrow."""
+    return duckdb.sql(f"select {columns} from '{path}'").fetchnumpy()
+
+
+def test_contacts_are_those_of_the_volume(tables, truth):
+    supervoxels, _, affinities = truth
+    found = rows_of(
+        tables / "region_graph.parquet",
+        "a, b, affinity_x + affinity_y + affinity_z, area_x + area_y + area_z,"
+        " mean_affinity",
+    )
+    a, b, affinity, area, mean = (c.tolist() for c in found.values())
+    expected = contacts(supervoxels, affinities)
+    assert list(zip(a, b, strict=True)) == sorted(expected)
+    assert list(zip(affinity, area, strict=True)) == [expected[k] for k in sorted(expected)]
+    np.testing.assert_allclose(mean, np.array(affinity) / area / 255)
+    assert pq.read_schema(tables / "region_graph.parquet").metadata[b"scale"] == b"255"
+
+
+def test_supervoxels_are_those_of_the_volume(tables, truth):
+    found = rows_of(tables / "supervoxels.parquet")
+    ids = np.unique(truth[0][truth[0] != 0])
+    np.testing.assert_array_equal(found["id"], ids)
+    for row, name in enumerate(ids.tolist()):
+        places = np.argwhere(truth[0] == name) + np.array(OFFSET.astuple())
+        assert found["size"][row] == len(places)
+        for n, axis in enumerate("xyz"):
+            assert found[f"sum_{axis}"][row] == places[:, n].sum()
+            assert found[f"start_{axis}"][row] == places[:, n].min()
+            assert found[f"stop_{axis}"][row] == places[:, n].max() + 1
+            assert found[f"centroid_{axis}"][row] == pytest.approx(places[:, n].mean())
+        x, y, z = min((places - np.array(OFFSET.astuple())).tolist(), key=lambda p: p[::-1])
+        assert found["anchor"][row] == x + SHAPE.x * (y + SHAPE.y * z)
+
+
+def test_the_remap_table_gives_the_segments(tables, truth):
+    found = rows_of(tables / "remap.parquet")
+    segment = dict(zip(found["id"].tolist(), found["segment"].tolist(), strict=True))
+    pairs = np.unique(np.stack([truth[0].ravel(), truth[1].ravel()], 1), axis=0)
+    assert segment == {a: b for a, b in pairs.tolist() if a}
+
+
+def test_the_history_down_to_the_threshold_gives_the_segments(tables, run, truth):
+    found = rows_of(tables / "history.parquet")
+    assert (np.diff(found["mean_affinity"]) <= 0).all()
+    stage = GraphStages.of(run).agglomeration
+    made = found["mean_affinity"] >= stage.threshold
+    assert 0 < made.sum() < len(made)
+    pairs = zip(found["loser"][made].tolist(), found["winner"][made].tolist(), strict=True)
+    supervoxels = set(np.unique(truth[0]).tolist()) - {0}
+    assert groups(supervoxels, set(pairs)) == pieces_by(truth[0], truth[1])
+
+
+def test_nodes_add_up_to_the_whole(tables, run):
+    """The files of nodes, summed by another program."""
+    nodes = sorted((tables / "region_graph").iterdir())
+    assert [p.stem for p in nodes] == sorted(str(k) for k in GraphStages.of(run).graph.grid)
+    for path in nodes:
+        assert pq.read_schema(path).metadata[b"node"].decode() == path.stem
+    summed = duckdb.sql(
+        "select a, b, sum(area_x), sum(area_y), sum(area_z), min(key) from "
+        f"'{tables}/region_graph/*.parquet' group by a, b order by a, b"
+    ).fetchall()
+    columns = "a, b, area_x, area_y, area_z, key"
+    merged = duckdb.sql(f"select {columns} from '{tables}/region_graph.parquet'")
+    assert summed == merged.fetchall()
+    shared = duckdb.sql(
+        f"select count(*) - count(distinct id) from '{tables}/supervoxels/*.parquet'"
+    )
+    assert shared.fetchall()[0][0] > 20, "no supervoxel lies in several chunks"
+
+
+def test_a_tiny_limit_gives_the_same_bytes(tables, run, tmp_path):
+    export_tables(run, str(tmp_path), limit=5, quiet=True)
+    assert objects(tmp_path) == objects(tables)
+
+
+# -- what is refused -------------------------------------------------------------------
+
+
+EXPORTS = {
+    "tables": lambda run, to, **options: export_tables(
+        run, str(to), limit=100, quiet=True, **options
+    ),
+    "pychunkedgraph": lambda run, to, **options: export_pychunkedgraph(
+        run, str(to), quiet=True, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_run_that_is_not_done_is_refused(kind, run, tmp_path):
+    recipe = Recipe("phantom", run.recipe.stages, run.recipe.layers)
+    begun = Run.start(recipe, str(tmp_path / "root"))
+    with pytest.raises(MissingInputError) as error:
+        EXPORTS[kind](begun, tmp_path / "to")
+    named = "region_graph" if kind == "tables" else "supervoxels"
+    assert f"tasks of {named}, first 0_0_0_0" in str(error.value)
+    assert f"em run phantom --root {tmp_path / 'root'}" in str(error.value)
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_run_without_agglomeration_is_refused(kind, run, tmp_path):
+    stages = run.recipe.stages[:2]
+    begun = Run.start(Recipe("half", stages, run.recipe.layers), str(tmp_path / "root"))
+    with pytest.raises(MissingInputError, match="recipe half agglomerates no region graph"):
+        EXPORTS[kind](begun, tmp_path / "to")
+
+
+def test_a_run_that_writes_no_segments_is_refused(run, tmp_path):
+    stages = tuple(s for s in run.recipe.stages if s.output != "segmentation")
+    begun = Run.start(Recipe("half", stages, run.recipe.layers), str(tmp_path / "root"))
+    with pytest.raises(MissingInputError, match="does not write its segments"):
+        EXPORTS["pychunkedgraph"](begun, tmp_path / "to")
+
+
+def test_another_export_is_kept_until_it_may_go(run, tmp_path):
+    (tmp_path / "mine").write_text("stays")
+    EXPORTS["pychunkedgraph"](run, tmp_path, chunk=Vec3(96, 64, 12))
+    before = objects(tmp_path)
+    for kind, options in (("tables", {}), ("pychunkedgraph", {"chunk": UNEVEN})):
+        with pytest.raises(StaleOutputError, match="give another --to, or --replace"):
+            EXPORTS[kind](run, tmp_path, **options)
+    assert objects(tmp_path) == before
+    EXPORTS["pychunkedgraph"](run, tmp_path, chunk=Vec3(96, 64, 24), replace=True)
+    assert (tmp_path / "mine").read_text() == "stays"
+    assert len(list((tmp_path / "edges").iterdir())) == 1
