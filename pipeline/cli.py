@@ -79,6 +79,10 @@ VoxelSizeOption = Annotated[
     str | None,
     typer.Option("--voxel-size", help="x,y,z [nm]; needed where the source does not say."),
 ]
+ExportedRun = Annotated[
+    str | None,
+    typer.Argument(help="Recipe or name of its run; the only one if left out."),
+]
 To = Annotated[str, typer.Option("--to", help="Folder of the export: path, gs://, s3://.")]
 ReplaceExport = Annotated[
     bool, typer.Option("--replace", help="Delete another export that is there.")
@@ -591,7 +595,7 @@ def sweep(
 def export_tables(
     root: Root,
     to: To,
-    recipe: RunName = None,
+    recipe: ExportedRun = None,
     rows: Annotated[
         int, typer.Option(help="Rows that are held at once to merge tables.")
     ] = 1_000_000,
@@ -623,7 +627,7 @@ def export_tables(
 def export_pychunkedgraph(
     root: Root,
     to: To,
-    recipe: RunName = None,
+    recipe: ExportedRun = None,
     chunk: Annotated[
         str | None, typer.Option(help="x,y,z of the graph's chunks; the run's if left out.")
     ] = None,

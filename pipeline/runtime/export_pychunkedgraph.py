@@ -123,8 +123,8 @@ class _Export:
         self.stages = GraphStages.of(run)
         if self.stages.relabel is None:
             raise MissingInputError(
-                f"recipe {run.recipe.name} does not write its segments; add a stage that "
-                f"relabels {self.stages.graph.supervoxels} by the table of "
+                f"recipe {run.recipe.name} does not write its segments; add a stage "
+                f"relabel of {self.stages.graph.supervoxels} by a segment_table of "
                 f"{self.stages.agglomeration.output}"
             )
         self.segmentation = self.stages.relabel.output

@@ -10,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError
+from pipeline.errors import MissingInputError, RecipeError
 from pipeline.geometry import ChunkKey
-from pipeline.kernels.agglomerate import MergeHistory
+from pipeline.kernels.agglomerate import Merges, merge_history
 from pipeline.kernels.tables import common_scale
 from pipeline.layers import parquet
 from pipeline.layers.folder import Folder, open_folder
@@ -21,13 +21,16 @@ from pipeline.runtime.export import claim, require_done
 from pipeline.runtime.graph_tables import (
     CONTACTS,
     HISTORY,
+    NODE_MERGES,
+    REFUSED,
     REMAP,
     SUPERVOXELS,
-    TABLES,
     GraphStages,
     contact_columns,
-    histories,
+    decisions,
     history_columns,
+    merge_columns,
+    refusal_columns,
     region_graphs,
     remap_columns,
     remaps,
@@ -64,7 +67,8 @@ def export_tables(
     """Write region graph, supervoxels, remap table and merges as Parquet.
 
     ``<to>/<table>/<key>.parquet`` holds the rows of a node and ``<to>/<table>.parquet``
-    all of them, merged and in order. The same run gives the same bytes.
+    all of them, merged and in order. The same run gives the same bytes. All merges are
+    held at once to put them in order, 40 byte for each.
 
     Parameters
     ----------
@@ -89,47 +93,58 @@ def export_tables(
     if limit < 2:
         raise RecipeError("--rows", [f"{limit} rows cannot be merged; give 2 or more"])
     stages = GraphStages.of(run)
-    require_done(run, [stages.graph, stages.agglomeration])
+    if stages.table is None:
+        raise MissingInputError(
+            f"recipe {run.recipe.name} does not say what supervoxels become; add a stage "
+            f"segment_table of {stages.agglomeration.output} and run it"
+        )
+    require_done(run, [stages.graph, stages.agglomeration, stages.table])
     spec = run.specs[stages.graph.supervoxels]
     assert isinstance(spec, VolumeSpec)
     metadata = {
         "run": run.recipe.name,
-        "lineage": run.lineage[stages.agglomeration.output],
+        "lineage": run.lineage[stages.table.output],
         "bounds": str(stages.graph.bounds),
         "voxel_size_nm": ",".join(f"{v:g}" for v in spec.voxel_size_nm),
     }
+    tables = (CONTACTS, SUPERVOXELS, REMAP, NODE_MERGES, REFUSED)
     folder = open_folder(to)
-    names = [t.name for t in TABLES]
-    claim(folder, {"export": "tables", **metadata}, names, replace=replace)
+    document = {"export": "tables", **metadata}
+    claim(folder, document, [t.name for t in tables], replace=replace)
 
-    first = next(graph for _, graph in region_graphs(run, stages))
-    files = {t.name: _Files(folder, t, first.scale, metadata) for t in TABLES}
+    _, first = next(region_graphs(run, stages))
+    files = {t: _Files(folder, t, first.scale, metadata) for t in tables}
     grid = stages.graph.grid
     with WaveProgress("region graph", grid.counts().product, quiet=quiet) as progress:
         for key, graph in region_graphs(run, stages):
             common_scale([first.scale, graph.scale])
-            files[CONTACTS.name].put(key, contact_columns(graph))
-            files[SUPERVOXELS.name].put(key, supervoxel_columns(graph))
+            files[CONTACTS].put(key, contact_columns(graph))
+            files[SUPERVOXELS].put(key, supervoxel_columns(graph))
             progress.add("done", grid.box(key).volume)
-    for key, remap in remaps(run, stages):
-        files[REMAP.name].put(key, remap_columns(remap))
-    merges: list[MergeHistory] = []
-    for key, history in histories(run, stages):
-        files[HISTORY.name].put(key, history_columns(history))
-        merges.append(history)
+    with WaveProgress("remap", grid.counts().product, quiet=quiet) as progress:
+        for key, remap in remaps(run, stages.table):
+            files[REMAP].put(key, remap_columns(remap))
+            progress.add("done", grid.box(key).volume)
+    made: list[Merges] = []
+    nodes = sum(len(wave) for wave in stages.agglomeration.plan())
+    with WaveProgress("history", nodes, quiet=quiet) as progress:
+        for key, merges, refusals in decisions(run, stages):
+            files[NODE_MERGES].put(key, merge_columns(merges))
+            files[REFUSED].put(key, refusal_columns(refusals))
+            made.append(merges)
+            progress.add("done", 0)
 
     with (
-        WaveProgress("merged", len(TABLES), quiet=quiet) as progress,
+        WaveProgress("merged", len(tables), quiet=quiet) as progress,
         tempfile.TemporaryDirectory() as scratch,
     ):
         summaries = []
-        for table in TABLES:
-            rows = (
-                iter([HISTORY.rows(history_columns(h)) for h in merges])
-                if table is HISTORY
-                else files[table.name].merged(limit, Path(scratch))
-            )
-            summaries.append(files[table.name].finish(rows, Path(scratch)))
+        for table, written in files.items():
+            whole, rows = table, written.merged(limit, Path(scratch))
+            if table is NODE_MERGES:
+                history = history_columns(merge_history(made))
+                whole, rows = HISTORY, iter([HISTORY.rows(history)])
+            summaries.append(written.finish(whole, rows, Path(scratch)))
             progress.add("done", 0)
     return summaries
 
@@ -165,11 +180,13 @@ class _Files:
             self.table, self._nodes(), extent=self.extent, limit=limit, scratch=scratch
         )
 
-    def finish(self, rows: Iterator[Rows], scratch: Path) -> TableSummary:
-        """Write the merged file."""
+    def finish(
+        self, table: ParquetTable, rows: Iterator[Rows], scratch: Path
+    ) -> TableSummary:
+        """Write the merged file, whose rows may be those of another table."""
         path = scratch / "merged.parquet"
         count = parquet.write_merged(
-            path, self.table, rows, scale=self.scale, metadata=self.metadata
+            path, table, rows, scale=self.scale, metadata=self.metadata
         )
         self.folder.put_file(f"{self.table.name}.parquet", path)
         path.unlink()
