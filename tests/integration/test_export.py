@@ -3,6 +3,7 @@
 import json
 import struct
 
+import cc3d
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import tensorstore
 import yaml
 import zstandard
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from pipeline.errors import MissingInputError, PermanentError, StaleOutputError
 from pipeline.geometry import Bbox, Grid, Vec3
@@ -18,7 +20,6 @@ from pipeline.layers.folder import LocalFolder
 from pipeline.layers.store import Store
 from pipeline.phantom import Phantom
 from pipeline.recipe import Recipe
-from pipeline.reconstruction import Block, block_recipe
 from pipeline.runtime import export_pychunkedgraph as module
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
@@ -27,49 +28,86 @@ from pipeline.runtime.export_tables import export_tables
 from pipeline.runtime.graph_tables import GraphStages
 from pipeline.runtime.run import Run
 from pipeline.specs import Region, VolumeSpec
-from pipeline.stages import STAGES
 
 SHAPE = Vec3(96, 64, 24)
 OFFSET = Vec3(100, -20, 7)
 BOUNDS = Bbox.of_shape(SHAPE, OFFSET)
 VOXEL_NM = (12.0, 12.0, 30.0)
 UNEVEN = Vec3(40, 27, 10)
-SMALL = {"size_threshold": 30, "dust": 10}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """From noisy affinities of a phantom to segments, in twelve chunks away from zero."""
+    """From supervoxels of a phantom to segments, in twelve chunks away from zero."""
     folder = tmp_path_factory.mktemp("run")
     phantom = Phantom(seed=5, voxel_size_nm=VOXEL_NM, spacing_nm=200, membrane_nm=24)
-    store = Store(str(folder / "given"))
-    spec = VolumeSpec(
-        dtype="uint8",
-        channels=3,
-        bounds=BOUNDS,
-        voxel_size_nm=VOXEL_NM,
-        kind_of_values="image",
-    )
-    store.create("affinities", spec)
     corners = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
-    values = phantom.affinities(*corners, blur=1.0, noise=0.2)
-    store.write(Region("affinities", BOUNDS), spec, values)
-    document = block_recipe(
-        "phantom", Block(source="absent", bounds=BOUNDS, voxel_size_nm=VOXEL_NM)
-    )
-    outputs = [s["output"] for s in document["stage"]]
-    wanted = outputs[outputs.index("basins") : outputs.index("segmentation") + 1]
-    document["stage"] = [s for s in document["stage"] if s["output"] in wanted]
-    for stage in document["stage"]:
-        if "storage_chunk" in stage:
-            stage["storage_chunk"] = [16, 32, 12]
-        known = STAGES[stage["use"]].model_fields
-        stage |= {k: v for k, v in SMALL.items() if k in known}
-    document["grid"]["chunk"] = [32, 32, 12]
-    document["layers"] = {"affinities": str(folder / "given" / "affinities")}
+    store = Store(str(folder / "given"))
+    given = {
+        "affinities": phantom.affinities(*corners, blur=1.0, noise=0.2),
+        "supervoxels": fragments(phantom.labels(*corners)),
+    }
+    for layer, values in given.items():
+        spec = VolumeSpec(
+            dtype=str(values.dtype),
+            channels=3 if values.ndim == 4 else 1,
+            bounds=BOUNDS,
+            voxel_size_nm=VOXEL_NM,
+            kind_of_values="image" if layer == "affinities" else "segmentation",
+        )
+        store.create(layer, spec)
+        store.write(Region(layer, BOUNDS), spec, values)
+    box = {"start": list(BOUNDS.start), "stop": list(BOUNDS.stop)}
+    document = {
+        "name": "phantom",
+        "grid": {"bounds": box, "chunk": [32, 32, 12]},
+        "layers": {layer: str(folder / "given" / layer) for layer in given},
+        "stage": [
+            {
+                "use": "region_graph",
+                "supervoxels": "supervoxels",
+                "affinities": "affinities",
+                "output": "region_graph",
+            },
+            {
+                "use": "agglomeration",
+                "graph": "region_graph",
+                "output": "agglomeration",
+                "threshold": 0.6,
+                "constraints": {"activation": 0.9, "both_members": 3, "one_member": 5},
+            },
+            {
+                "use": "segment_table",
+                "decisions": "agglomeration",
+                "output": "segment_table",
+            },
+            {
+                "use": "relabel",
+                "labels": "supervoxels",
+                "table": "segment_table",
+                "output": "segmentation",
+                "encoding": "compressed_segmentation",
+                "storage_chunk": [16, 32, 12],
+            },
+        ],
+    }
     started = Run.start(Recipe.parse(document), str(folder / "root"))
     run_to_end(started, serial, quiet=True)
     return started
+
+
+def fragments(labels):
+    """Cut objects into connected supervoxels, known by their first voxels."""
+    rng = np.random.default_rng(0)
+    seeds = rng.uniform(0, 1, (150, 3)) * labels.shape
+    places = np.stack(np.indices(labels.shape), axis=-1)
+    _, nearest = KDTree(seeds).query(places)
+    cut = labels.astype(np.uint64) * 1000 + nearest.astype(np.uint64) * (labels != 0)
+    parts = cc3d.connected_components(np.asfortranarray(cut), connectivity=6)
+    _, first = np.unique(parts.ravel(order="F"), return_index=True)
+    named = (2**56 + 1 + first).astype(np.uint64)
+    named[0] = named[0] if (parts != 0).all() else 0
+    return np.asfortranarray(named[parts - parts.min()])
 
 
 @pytest.fixture(scope="module")
@@ -513,7 +551,7 @@ def test_a_run_that_is_not_done_is_refused(kind, run, tmp_path):
     begun = Run.start(recipe, str(tmp_path / "root"))
     with pytest.raises(MissingInputError) as error:
         EXPORTS[kind](begun, tmp_path / "to")
-    named = "region_graph" if kind == "tables" else "supervoxels"
+    named = "region_graph" if kind == "tables" else "segmentation"
     assert f"tasks of {named}, first 0_0_0_0" in str(error.value)
     assert f"em run phantom --root {tmp_path / 'root'}" in str(error.value)
     assert not (tmp_path / "to").exists()
