@@ -311,13 +311,17 @@ def remaps(run: Run, table: SegmentTable) -> Iterator[tuple[ChunkKey, RemapTable
 
 
 def decisions(run: Run, stages: GraphStages) -> Iterator[tuple[ChunkKey, Merges, Refusals]]:
-    """Read the merges and the refusals, node by node."""
+    """Read the merges and the refusals, node by node.
+
+    Tasks that merge nothing by their nature, as most of those of partitions, are left out.
+    """
     output = stages.agglomeration.output
     for wave in stages.agglomeration.plan():
         for key in wave:
             merges = run.store.read(Record(output, str(key), MERGES))
             refusals = run.store.read(Record(output, str(key), REFUSALS))
-            yield key, Merges.from_table(merges), Refusals.from_table(refusals)
+            if merges:
+                yield key, Merges.from_table(merges), Refusals.from_table(refusals)
 
 
 def contact_columns(graph: RegionGraph) -> Mapping[str, NDArray[Any]]:

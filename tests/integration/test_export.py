@@ -1,7 +1,11 @@
 """Exports of a run, read back by code that shares nothing with what wrote them."""
 
 import json
+import re
 import struct
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import cc3d
 import duckdb
@@ -14,6 +18,7 @@ import zstandard
 from scipy import sparse
 from scipy.spatial import KDTree
 
+from pipeline.cli import main
 from pipeline.errors import MissingInputError, PermanentError, StaleOutputError
 from pipeline.geometry import Bbox, Grid, Vec3
 from pipeline.layers.folder import LocalFolder
@@ -37,17 +42,17 @@ UNEVEN = Vec3(40, 27, 10)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """From supervoxels of a phantom to segments, in twelve chunks away from zero."""
-    folder = tmp_path_factory.mktemp("run")
+def given(tmp_path_factory):
+    """Supervoxels of a phantom and affinities, away from zero."""
+    folder = tmp_path_factory.mktemp("given")
     phantom = Phantom(seed=5, voxel_size_nm=VOXEL_NM, spacing_nm=200, membrane_nm=24)
     corners = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
-    store = Store(str(folder / "given"))
-    given = {
+    store = Store(str(folder))
+    volumes = {
         "affinities": phantom.affinities(*corners, blur=1.0, noise=0.2),
         "supervoxels": fragments(phantom.labels(*corners)),
     }
-    for layer, values in given.items():
+    for layer, values in volumes.items():
         spec = VolumeSpec(
             dtype=str(values.dtype),
             channels=3 if values.ndim == 4 else 1,
@@ -57,11 +62,16 @@ def run(tmp_path_factory):
         )
         store.create(layer, spec)
         store.write(Region(layer, BOUNDS), spec, values)
+    return {layer: str(folder / layer) for layer in volumes}
+
+
+def reconstructed(given, root, **limits):
+    """Run from supervoxels to segments, in twelve chunks."""
     box = {"start": list(BOUNDS.start), "stop": list(BOUNDS.stop)}
     document = {
         "name": "phantom",
         "grid": {"bounds": box, "chunk": [32, 32, 12]},
-        "layers": {layer: str(folder / "given" / layer) for layer in given},
+        "layers": given,
         "stage": [
             {
                 "use": "region_graph",
@@ -75,11 +85,13 @@ def run(tmp_path_factory):
                 "output": "agglomeration",
                 "threshold": 0.6,
                 "constraints": {"activation": 0.9, "both_members": 3, "one_member": 5},
+                **limits,
             },
             {
                 "use": "segment_table",
                 "decisions": "agglomeration",
                 "output": "segment_table",
+                **limits,
             },
             {
                 "use": "relabel",
@@ -91,9 +103,15 @@ def run(tmp_path_factory):
             },
         ],
     }
-    started = Run.start(Recipe.parse(document), str(folder / "root"))
+    started = Run.start(Recipe.parse(document), str(root))
     run_to_end(started, serial, quiet=True)
     return started
+
+
+@pytest.fixture(scope="module")
+def run(given, tmp_path_factory):
+    """A run that is complete."""
+    return reconstructed(given, tmp_path_factory.mktemp("run"))
 
 
 def fragments(labels):
@@ -527,9 +545,91 @@ def test_nodes_add_up_to_the_whole(tables, run):
     assert shared.fetchall()[0][0] > 20, "no supervoxel lies in several chunks"
 
 
+def test_merges_of_nodes_are_those_of_the_history(tables):
+    contacts = "affinity, area, mean_affinity"
+    whole, nodes = (
+        duckdb.sql(f"select {contacts} from '{tables}/{p}' order by all").fetchall()
+        for p in ("history.parquet", "history/*.parquet")
+    )
+    assert whole == nodes
+    where = duckdb.sql(f"select distinct filename from '{tables}/history/*.parquet'")
+    assert len(where.fetchall()) > 3, "one node merges all"
+
+
+def test_refusals_say_which_and_why(tables, truth):
+    found = rows_of(tables / "refusals.parquet")
+    assert len(found["a"]) > 0
+    key = list(zip(found["a"].tolist(), found["b"].tolist(), strict=True))
+    assert key == sorted(key)
+    assert set(np.concatenate([found["a"], found["b"]])) <= set(np.unique(truth[0]))
+    assert set(found["reason"].tolist()) == {2}
+    assert (np.minimum(found["members_a"], found["members_b"]) > 3).all()
+    assert (np.maximum(found["members_a"], found["members_b"]) > 5).all()
+    assert (found["mean_affinity"] < 0.9).all()
+    assert (found["class_a"] == 255).all()
+    summed = "select sum(area) from '{}'"
+    assert (
+        len(
+            {
+                duckdb.sql(summed.format(tables / p)).fetchall()[0]
+                for p in ("refusals.parquet", "refusals/*.parquet")
+            }
+        )
+        == 1
+    )
+
+
+def test_partitions_export_the_same(given, run, tables, tmp_path):
+    """Nodes differ, for partitions took the place of the highest; the whole does not."""
+    other = reconstructed(given, tmp_path / "root", node_limit_gb=6e-4, rounds=24)
+    stage = GraphStages.of(other).agglomeration
+    assert len(stage.plan()) > stage.grid.height + 1
+    export_tables(other, str(tmp_path / "to"), limit=100, quiet=True)
+    for path in tables.glob("*.parquet"):
+        ours, theirs = pq.read_table(path), pq.read_table(tmp_path / "to" / path.name)
+        assert ours.equals(theirs), path.name
+        assert ours.num_rows > 0
+
+
+def test_the_query_of_the_page_works(tables):
+    page = (Path(__file__).parents[2] / "docs/how-to/export.md").read_text()
+    (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    rows = duckdb.sql(query.replace("'tables/", f"'{tables}/")).fetchall()
+    assert 0 < len(rows) <= 20
+    assert all(a < b for a, b, _, _ in rows)
+    assert all(0 <= affinity <= 1 for *_, affinity in rows)
+
+
 def test_a_tiny_limit_gives_the_same_bytes(tables, run, tmp_path):
     export_tables(run, str(tmp_path), limit=5, quiet=True)
     assert objects(tmp_path) == objects(tables)
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+def test_the_command_exports(run, graph, tmp_path, monkeypatch, capsys):
+    _, grid, summary = graph
+
+    def em(*arguments):
+        monkeypatch.setattr(sys, "argv", ["em", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)
+
+    at = ("--root", run.store.root, "--json", "--to")
+    chunk = ",".join(map(str, grid.chunk))
+    found = em("export", "pychunkedgraph", *at, tmp_path / "g", "--chunk", chunk)
+    assert found == {"run": "phantom", **asdict(summary)}
+    found = em("export", "tables", "phantom", *at, tmp_path / "t", "--rows", 1000)
+    assert {t["table"] for t in found["tables"]} == {
+        *("region_graph", "supervoxels", "remap", "history", "refusals"),
+    }
+    for table in found["tables"]:
+        path = tmp_path / "t" / f"{table['table']}.parquet"
+        assert pq.read_metadata(path).num_rows == table["rows"]
 
 
 # -- what is refused -------------------------------------------------------------------
@@ -559,7 +659,7 @@ def test_a_run_that_is_not_done_is_refused(kind, run, tmp_path):
 
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_run_without_agglomeration_is_refused(kind, run, tmp_path):
-    stages = run.recipe.stages[:2]
+    stages = run.recipe.stages[:1]
     begun = Run.start(Recipe("half", stages, run.recipe.layers), str(tmp_path / "root"))
     with pytest.raises(MissingInputError, match="recipe half agglomerates no region graph"):
         EXPORTS[kind](begun, tmp_path / "to")
