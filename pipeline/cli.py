@@ -647,6 +647,7 @@ def export_pychunkedgraph(
 
     Example: em export pychunkedgraph demo --root demo --to graph
     """
+    from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.export_pychunkedgraph import export_pychunkedgraph as write
 
     opened = _agglomerated(root, recipe)
@@ -654,7 +655,7 @@ def export_pychunkedgraph(
         opened,
         to,
         chunk=None if chunk is None else _vector(chunk),
-        workers=workers or os.cpu_count() or 1,
+        workers=workers or machine_cores(),
         replace=replace,
         quiet=quiet or as_json,
     )
