@@ -161,6 +161,6 @@ def test_a_cut_that_forgets_its_halo_is_seen(monkeypatch):
         return process(self, task, affinities=seen, **masks)
 
     monkeypatch.setattr(Basins, "process", blind)
+    few = itertools.islice(volumes("continuous", "float32", "", 0), VOLUMES)
     with pytest.raises(AssertionError, match="supervoxels of Case"):
-        for volume in itertools.islice(volumes("continuous", "float32", "", 0), VOLUMES):
-            assert_every_cut_is_exact(volume)
+        sum(assert_every_cut_is_exact(volume) for volume in few)
