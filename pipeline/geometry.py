@@ -251,6 +251,10 @@ class Halo:
         return cls(Vec3.of(before), Vec3.of(after))
 
 
+ALL_FACES = 0b111111
+"""Faces of a box: bit a is the lower face of axis a, bit 3 + a the upper."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ChunkKey:
     """Place of a node in the octree of chunks; level 0 is a chunk."""
@@ -276,6 +280,28 @@ class ChunkKey:
             for d in sorted(itertools.product((0, 1), repeat=3), key=lambda d: d[::-1])
             if all(c < n for c, n in zip(corner + Vec3(*d), below, strict=True))
         ]
+
+    @property
+    def parent(self) -> ChunkKey:
+        """Node one level above."""
+        return ChunkKey(self.level + 1, self.x // 2, self.y // 2, self.z // 2)
+
+    @property
+    def octant(self) -> int:
+        """Which child of its parent this is: bit a is set on the upper side of axis a."""
+        return sum((p & 1) << axis for axis, p in enumerate(self.position))
+
+    @property
+    def outward_faces(self) -> int:
+        """Faces that are not shared with the parent's other children.
+
+        Bits are those of `ALL_FACES`. A face on the side of a child that the grid does
+        not have is a face of the bounds, which is shared with nobody.
+        """
+        faces = 0
+        for axis in range(3):
+            faces |= 1 << (3 + axis if self.octant >> axis & 1 else axis)
+        return faces
 
     @classmethod
     def parse(cls, text: str) -> ChunkKey:

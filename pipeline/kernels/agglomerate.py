@@ -1,29 +1,216 @@
-"""Mean-affinity agglomeration of a region graph."""
+"""Mean-affinity agglomeration of a region graph, node by node of the octree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pipeline.geometry import ALL_FACES
 from pipeline.kernels import _cpp
+from pipeline.kernels.merge_basins import Outcomes
 from pipeline.kernels.placement import data_errors
 from pipeline.kernels.region_graph import RegionGraph
 from pipeline.kernels.relabel import RemapTable
-from pipeline.kernels.tables import Columns, column
+from pipeline.kernels.tables import Columns, Groups, column, common_scale
 
-_THRESHOLD_STEPS = 1 << 32
+CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
+"""Semantic classes; label k of a semantic volume is the k-th, from 1 (Macrina 2021)."""
+REASONS = ("", "semantic", "size")
+"""Why a merge was refused, by the number in a table."""
+
+_FRACTION_STEPS = 1 << 32
+
+
+class Constraints(BaseModel):
+    """What may not merge where the mean affinity is weak (Macrina 2021, Methods).
+
+    Parameters
+    ----------
+    activation : float
+        Contacts of this mean affinity or more merge whatever they join; 0 switches
+        the constraints off.
+    labelled_size : int
+        Voxels from which on a cluster's class counts.
+    labelled_share : float
+        Share of its voxels that a class must hold to count, above one half.
+    clashes : tuple of pairs of str
+        Classes that do not merge.
+    both_members, one_member : int
+        Two clusters that both have more supervoxels than the first, one of them more
+        than the second, do not merge.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    activation: float = Field(default=0.5, ge=0, le=1)
+    labelled_size: int = Field(default=170_000, ge=0)
+    labelled_share: float = Field(default=0.6, gt=0.5, le=1)
+    clashes: tuple[tuple[str, str], ...] = (
+        ("soma", "glia"),
+        ("axon", "glia"),
+        ("dendrite", "glia"),
+        ("axon", "dendrite"),
+        ("axon", "soma"),
+    )
+    both_members: int = Field(default=1_000, ge=0)
+    one_member: int = Field(default=10_000, ge=0)
+
+    @field_validator("clashes")
+    @classmethod
+    def _known(cls, clashes: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for name in (n for pair in clashes for n in pair):
+            if name not in CLASSES:
+                raise ValueError(
+                    f"there is no semantic class {name!r}; the classes are "
+                    f"{', '.join(CLASSES)}"
+                )
+        return clashes
+
+    def rules(self) -> _cpp.Constraints:
+        """Return the constraints as the kernel takes them."""
+        clashes = [0] * len(CLASSES)
+        for a, b in self.clashes:
+            clashes[CLASSES.index(a)] |= 1 << CLASSES.index(b)
+            clashes[CLASSES.index(b)] |= 1 << CLASSES.index(a)
+        return _cpp.Constraints(
+            _steps(self.activation),
+            self.labelled_size,
+            _steps(self.labelled_share),
+            tuple(clashes),
+            self.both_members,
+            self.one_member,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters(Columns):
+    """Clusters of supervoxels that a node of the octree has not finished.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Supervoxel that each is known by, ascending. One that goes on outside the node
+        is known by the supervoxel that does.
+    names : uint64 array, (n,)
+        Least supervoxel in each.
+    size : uint64 array, (n,)
+        Voxels of each.
+    merged : uint64 array, (n,)
+        Supervoxels in each, but for the one that it is known by.
+    classes : uint64 array, (n, 5)
+        Voxels of each of `CLASSES`.
+    faces : uint8 array, (n,)
+        Open faces of the node that each touches, as bits of `ALL_FACES`.
+    pairs : uint64 array, (m, 2)
+        Clusters in contact, or a cluster and a supervoxel outside; ascending.
+    affinity : uint64 array, (m,)
+        Sum of the fixed-point affinities of the faces between them that are in the node.
+    area : uint64 array, (m,)
+        Their number.
+    key : uint64 array, (m,)
+        The first of them, as in `RegionGraph`.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    names: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    size: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    merged: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    classes: NDArray[np.uint64] = field(
+        metadata=column(np.uint64, "cluster", width=len(CLASSES))
+    )
+    faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "cluster"))
+    pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=2))
+    affinity: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact"))
+    area: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact"))
+    key: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact"))
+    scale: int
+
+    @classmethod
+    def of(cls, graph: RegionGraph) -> Clusters:
+        """Return every supervoxel of a chunk as a cluster of its own."""
+        return cls(
+            ids=graph.ids,
+            names=graph.ids,
+            size=graph.size,
+            merged=np.zeros_like(graph.ids),
+            classes=graph.classes,
+            faces=graph.faces,
+            pairs=graph.pairs,
+            affinity=graph.affinity.sum(axis=1),
+            area=graph.area.sum(axis=1),
+            key=graph.key,
+            scale=graph.scale,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Merges(Columns):
+    """Merges that a node made, in no particular order; `merge_history` puts them in one.
+
+    Parameters
+    ----------
+    pairs : uint64 array, (n, 2)
+        Supervoxels that the two clusters are known by.
+    affinity, area, key : uint64 array, (n,)
+        Their contact.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "merge", width=2))
+    affinity: NDArray[np.uint64] = field(metadata=column(np.uint64, "merge"))
+    area: NDArray[np.uint64] = field(metadata=column(np.uint64, "merge"))
+    key: NDArray[np.uint64] = field(metadata=column(np.uint64, "merge"))
+    scale: int
+
+
+@dataclass(frozen=True, eq=False)
+class Refusals(Columns):
+    """Merges that the constraints refused.
+
+    Parameters
+    ----------
+    names : uint64 array, (n, 2)
+        Least supervoxels of the two clusters, the smaller first.
+    affinity, area, key : uint64 array, (n,)
+        Their contact; the key says where its first face is, as in `RegionGraph`.
+    sizes : uint64 array, (n, 2)
+        Voxels of each.
+    members : uint64 array, (n, 2)
+        Supervoxels of each.
+    classes : uint8 array, (n, 2)
+        Number in `CLASSES` of each one's predominant class, or 255.
+    reason : uint8 array, (n,)
+        Number in `REASONS`.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    names: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal", width=2))
+    affinity: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal"))
+    area: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal"))
+    key: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal"))
+    sizes: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal", width=2))
+    members: NDArray[np.uint64] = field(metadata=column(np.uint64, "refusal", width=2))
+    classes: NDArray[np.uint8] = field(metadata=column(np.uint8, "refusal", width=2))
+    reason: NDArray[np.uint8] = field(metadata=column(np.uint8, "refusal"))
+    scale: int
 
 
 @dataclass(frozen=True, eq=False)
 class MergeHistory(Columns):
-    """Merges in the order in which they were made.
+    """Merges in the order in which they are made.
 
     Parameters
     ----------
     loser, winner : uint64 array, (n,)
-        Segments that were merged; the winner gives its name.
+        Segments that were merged; the winner, whose id is less, gives its name.
     affinity : uint64 array, (n,)
         Sum of the fixed-point affinities of their contact.
     area : uint64 array, (n,)
@@ -62,10 +249,10 @@ class MergeHistory(Columns):
             Segment of each supervoxel, as `agglomerate` with this threshold gives it.
         """
         # Products of Python integers: exact, as the kernel's comparison is.
-        limit = round(threshold * _THRESHOLD_STEPS) * self.scale
+        limit = _steps(threshold) * self.scale
         made = np.fromiter(
             (
-                int(a) * _THRESHOLD_STEPS >= limit * int(n)
+                int(a) * _FRACTION_STEPS >= limit * int(n)
                 for a, n in zip(self.affinity, self.area, strict=True)
             ),
             dtype=bool,
@@ -80,49 +267,180 @@ class MergeHistory(Columns):
         return RemapTable(ids, ids[parent])
 
 
-def agglomerate(graph: RegionGraph, *, threshold: float) -> tuple[MergeHistory, RemapTable]:
-    """Merge segments by mean affinity, the greatest first, down to a threshold.
-
-    The mean is the sum of the affinities over all faces of a contact, whatever their
-    axis, divided by their number. Means are compared exactly; of equal means the contact
-    whose first face comes first in the volume goes first. So the result does not
-    depend on the order of the graph, nor, but for the names, on the chunking. A segment
-    is called after the supervoxel in it whose first voxel comes first.
+@dataclass(frozen=True, eq=False)
+class Agglomerated:
+    """What a node of the octree made of its children.
 
     Parameters
     ----------
-    graph : RegionGraph
-        Supervoxels and contacts of the whole volume.
+    state : Clusters
+        What its parent has to decide; empty at the top.
+    outcomes : Outcomes
+        What became of each cluster at the threshold; a settled target is a segment.
+    merges : Merges
+        Down to the floor.
+    refusals : Refusals
+        What was not merged.
+    """
+
+    state: Clusters
+    outcomes: Outcomes
+    merges: Merges
+    refusals: Refusals
+
+
+def agglomerate(
+    children: Sequence[Clusters],
+    *,
+    threshold: float,
+    floor: float | None = None,
+    constraints: Constraints | None = None,
+    octants: Sequence[int] = (0,),
+    outward: Sequence[int] = (ALL_FACES,),
+    absorb: bool = True,
+) -> Agglomerated:
+    """Merge clusters by mean affinity, the greatest first, as far as a node can decide it.
+
+    The mean is the sum of the affinities over all faces of a contact, whatever their
+    axis, divided by their number. Means are compared exactly; of equal means the contact
+    whose first face comes first in the volume goes first. A contact that is the best of
+    both its clusters is decided alike by the node and by the whole volume; one to a
+    cluster that goes on outside is not, and waits for the parent, with what depends on
+    it. At the top nothing is outside, and all merges and refusals together are those of
+    one pass over the whole volume, whatever the chunks. A segment is called after the
+    least supervoxel in it.
+
+    Parameters
+    ----------
+    children : sequence of Clusters
+        Children of the node, or the node itself if it is a chunk.
     threshold : float
-        Contacts of this mean affinity or more are merged; rounded to 2**-32.
+        Contacts of this mean affinity or more are merged in ``outcomes``; rounded to
+        2**-32.
+    floor : float or None
+        Merging goes on to this mean affinity, for the history; not above the threshold.
+    constraints : Constraints or None
+        What may not merge.
+    octants : sequence of int
+        Which child each is.
+    outward : sequence of int
+        Faces of each child, as bits of `ALL_FACES`, that are faces of the node.
+    absorb : bool
+        Whether what certainly joins an open cluster does so before that is closed.
+        The result at the top is the same; less goes up.
 
     Returns
     -------
-    history : MergeHistory
-        Merges in order.
-    remap : RemapTable
-        Segment of each supervoxel.
+    Agglomerated
+        State, outcomes, merges and refusals.
 
     Raises
     ------
     ValueError
-        If the threshold is outside [0, 1].
+        If a threshold is outside [0, 1].
     DataError
-        If a contact refers to a supervoxel that the graph does not list.
+        If a contact is listed twice or scales differ.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"agglomeration threshold {threshold} is outside [0, 1]")
-    with data_errors():
-        loser, winner, affinity, area, segments = _cpp.agglomerate(
-            graph.ids,
-            graph.anchor,
-            graph.pairs,
-            graph.affinity.sum(axis=1),
-            graph.area.sum(axis=1),
-            graph.key,
-            round(threshold * _THRESHOLD_STEPS) * graph.scale,
-            _THRESHOLD_STEPS,
-        )
-    return MergeHistory(loser, winner, affinity, area, graph.scale), RemapTable(
-        graph.ids, segments
+    floor = threshold if floor is None else min(floor, threshold)
+    for limit in (threshold, floor):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"agglomeration threshold {limit} is outside [0, 1]")
+    scale = common_scale([c.scale for c in children])
+
+    def all_of(name: str) -> NDArray[np.uint64]:
+        return np.concatenate([getattr(c, name) for c in children])
+
+    # A supervoxel that several children hold a part of is one cluster.
+    every = all_of("ids")
+    child = np.repeat(np.array(octants, np.uint8), [len(c.ids) for c in children])
+    faces = np.concatenate(
+        [c.faces & np.uint8(o) for c, o in zip(children, outward, strict=True)]
     )
+    nodes = Groups(every)
+    ids = nodes.first(every)
+    members = 1 + nodes.reduce(np.add, all_of("merged"))
+    open_faces = nodes.reduce(np.bitwise_or, faces)
+    pairs = all_of("pairs")
+    contacts = Groups(pairs)
+    pairs = contacts.first(pairs)
+    affinity = contacts.reduce(np.add, all_of("affinity"))
+    area = contacts.reduce(np.add, all_of("area"))
+    key = contacts.reduce(np.minimum, all_of("key"))
+    inner = np.isin(pairs, ids).all(axis=1)
+
+    rules = Constraints(activation=0) if constraints is None else constraints
+    with data_errors():
+        fates, clusters, kept, merges, refusals = _cpp.agglomerate(
+            ids,
+            nodes.reduce(np.minimum, all_of("names")),
+            nodes.reduce(np.add, all_of("size")),
+            members,
+            nodes.reduce(np.add, all_of("classes")),
+            (open_faces != 0).astype(np.uint8),
+            pairs[inner],
+            affinity[inner],
+            area[inner],
+            key[inner],
+            _steps(threshold),
+            _steps(floor),
+            scale,
+            rules.rules(),
+            absorb,
+        )
+    targets, settled = fates
+    order = np.argsort(clusters[0])
+    left, names, size, total, classes = (c[order] for c in clusters)
+    # The merging side of an open cluster is closed, so its faces are its own.
+    state_faces = open_faces[np.searchsorted(ids, left)]
+    pairs, affinity, area, key = (
+        np.concatenate([mine, theirs[~inner]])
+        for mine, theirs in zip(kept, (pairs, affinity, area, key), strict=True)
+    )
+    by_pair = Groups(pairs)
+    state = Clusters(
+        ids=left,
+        names=names,
+        size=size,
+        merged=total - np.uint64(1),
+        classes=classes,
+        faces=state_faces,
+        pairs=by_pair.first(pairs),
+        affinity=by_pair.first(affinity),
+        area=by_pair.first(area),
+        key=by_pair.first(key),
+        scale=scale,
+    )
+    rows = np.searchsorted(ids, every)
+    by_id = np.lexsort((child, every))
+    outcomes = Outcomes(
+        every[by_id], child[by_id], targets[rows][by_id], settled[rows][by_id]
+    )
+    return Agglomerated(
+        state, outcomes, Merges(*merges, scale=scale), Refusals(*refusals, scale=scale)
+    )
+
+
+def merge_history(parts: Sequence[Merges]) -> MergeHistory:
+    """Put the merges of all nodes into the order in which one pass makes them.
+
+    Parameters
+    ----------
+    parts : sequence of Merges
+        Of every node of an octree; their order does not matter.
+
+    Raises
+    ------
+    DataError
+        If there are none, if scales differ, or if a part is given twice.
+    """
+    scale = common_scale([p.scale for p in parts])
+    columns = (
+        np.concatenate([getattr(p, name) for p in parts])
+        for name in ("pairs", "affinity", "area", "key")
+    )
+    with data_errors():
+        return MergeHistory(*_cpp.replay(*columns), scale=scale)
+
+
+def _steps(fraction: float) -> int:
+    return round(fraction * _FRACTION_STEPS)

@@ -1,26 +1,145 @@
-"""Basins to supervoxels."""
+"""Basins to supervoxels, node by node of the octree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import ALL_FACES
 from pipeline.kernels import _cpp
 from pipeline.kernels.basin_graph import BasinGraph
 from pipeline.kernels.placement import data_errors
-from pipeline.kernels.relabel import RemapTable
+from pipeline.kernels.tables import Columns, Groups, column, common_scale
 
 
-def merge_basins(graph: BasinGraph, *, size_threshold: int, dust: int) -> RemapTable:
-    """Merge basins by size-dependent single linkage (Zlateski & Seung 2015).
+@dataclass(frozen=True, eq=False)
+class OpenBasins(Columns):
+    """What a node of the octree has not decided, and how others refer to it.
 
-    First the parts that chunk faces cut are joined again. Then each pair's greatest
-    edge, in descending order, merges its two sides unless both hold ``size_threshold``
-    voxels. Last, what holds fewer than ``dust`` voxels becomes background. The result
-    does not depend on how the volume was cut, but for the names: a supervoxel is called
-    after the smallest basin id in it.
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Clusters of basins, ascending; each is called after its basin that begins first.
+    sizes : uint64 array, (n,)
+        Voxels of each, as far as they are known.
+    anchors : uint64 array, (n,)
+        Place in the volume of the first voxel of each, x fastest.
+    port_ids : uint64 array, (p,)
+        Labels of chunks that touch an open face of the node, ascending: the names that
+        others have for what lies behind it.
+    port_faces : uint8 array, (p,)
+        The faces, as bits of `ALL_FACES`.
+    port_clusters : uint64 array, (p,)
+        Cluster that each is part of.
+    joins : uint64 array, (j, 2)
+        Labels that are one basin, one of them outside the node.
+    pairs : uint64 array, (m, 2)
+        Clusters whose greatest edge waits.
+    affinities, keys : uint64 array, (m,)
+        That edge.
+    cross_pairs : uint64 array, (c, 2)
+        Labels in contact, one of them outside the node.
+    cross_affinities, cross_keys : uint64 array, (c,)
+        Their greatest edge.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    sizes: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    anchors: NDArray[np.uint64] = field(metadata=column(np.uint64, "cluster"))
+    port_ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "port"))
+    port_faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "port"))
+    port_clusters: NDArray[np.uint64] = field(metadata=column(np.uint64, "port"))
+    joins: NDArray[np.uint64] = field(metadata=column(np.uint64, "join", width=2))
+    pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair", width=2))
+    affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
+    keys: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
+    cross_pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross", width=2))
+    cross_affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross"))
+    cross_keys: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross"))
+    scale: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes(Columns):
+    """What became of clusters in a node of the octree.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Clusters of the children; of a chunk, the ids in it.
+    child : uint8 array, (n,)
+        Child that has it, by `ChunkKey.octant`; 0 of a chunk.
+    targets : uint64 array, (n,)
+        What it is part of now; 0 is background.
+    settled : uint8 array, (n,)
+        Whether that is final, else it is a cluster of this node.
+    """
+
+    ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "id"))
+    child: NDArray[np.uint8] = field(metadata=column(np.uint8, "id"))
+    targets: NDArray[np.uint64] = field(metadata=column(np.uint64, "id"))
+    settled: NDArray[np.uint8] = field(metadata=column(np.uint8, "id"))
+
+
+def open_basins(graph: BasinGraph, *, anchors: NDArray[np.uint64]) -> OpenBasins:
+    """Turn what a chunk measured into the state of a leaf of the octree.
 
     Parameters
     ----------
     graph : BasinGraph
-        Basins of the whole volume.
+        Of one chunk.
+    anchors : uint64 array, (n,)
+        Place in the volume of the first voxel of each of its ids.
+    """
+    inside = np.isin(graph.pairs, graph.ids).all(axis=1)
+    port = graph.faces != 0
+    return OpenBasins(
+        ids=graph.ids,
+        sizes=graph.sizes,
+        anchors=anchors,
+        port_ids=graph.ids[port],
+        port_faces=graph.faces[port],
+        port_clusters=graph.ids[port],
+        joins=graph.joins,
+        pairs=graph.pairs[inside],
+        affinities=graph.affinities[inside],
+        keys=graph.keys[inside],
+        cross_pairs=graph.pairs[~inside],
+        cross_affinities=graph.affinities[~inside],
+        cross_keys=graph.keys[~inside],
+        scale=graph.scale,
+    )
+
+
+def merge_basins(
+    children: Sequence[OpenBasins],
+    *,
+    octants: Sequence[int] = (0,),
+    outward: Sequence[int] = (ALL_FACES,),
+    size_threshold: int,
+    dust: int,
+) -> tuple[OpenBasins, Outcomes]:
+    """Merge basins by size-dependent single linkage as far as a node can decide it.
+
+    Basins that chunk faces cut are joined again. Then each pair's greatest edge, in
+    descending order, merges its two sides unless both hold ``size_threshold`` voxels
+    (Zlateski & Seung 2015). A side that is smaller and may go on outside the node is not
+    judged; what depends on it waits for the parent. At the top nothing is outside, and
+    the result is that of one pass over the whole volume, whatever the chunks.
+
+    Parameters
+    ----------
+    children : sequence of OpenBasins
+        Children of the node, or the node itself if it is a chunk.
+    octants : sequence of int
+        Which child each is.
+    outward : sequence of int
+        Faces of each child, as bits of `ALL_FACES`, that are faces of the node.
     size_threshold : int
         Two sides of this size or more stay apart [voxel].
     dust : int
@@ -28,29 +147,93 @@ def merge_basins(graph: BasinGraph, *, size_threshold: int, dust: int) -> RemapT
 
     Returns
     -------
-    RemapTable
-        Supervoxel of each basin, 0 for dust.
+    state : OpenBasins
+        What the parent has to decide; empty at the top.
+    outcomes : Outcomes
+        A settled target is the basin that begins first in its supervoxel, 0 for dust.
 
     Raises
     ------
     ValueError
         If a size is negative.
     DataError
-        If an edge refers to a basin that the graph does not list.
+        If an edge refers to a basin that no child lists, or scales differ.
     """
     if size_threshold < 0 or dust < 0:
         raise ValueError(
             f"size threshold {size_threshold} and dust {dust} count voxels; give 0 or more"
         )
+    scale = common_scale([c.scale for c in children])
+
+    def all_of(name: str) -> NDArray[np.uint64]:
+        return np.concatenate([getattr(c, name) for c in children])
+
+    order = np.argsort(all_of("ids"))
+    ids, sizes, anchors = (all_of(name)[order] for name in ("ids", "sizes", "anchors"))
+    child = np.repeat(np.array(octants, np.uint8), [len(c.ids) for c in children])[order]
+
+    by_port = np.argsort(all_of("port_ids"))
+    port_ids, port_clusters = all_of("port_ids")[by_port], all_of("port_clusters")[by_port]
+    port_faces = np.concatenate(
+        [c.port_faces & np.uint8(o) for c, o in zip(children, outward, strict=True)]
+    )[by_port]
+
+    joins, cross = all_of("joins"), all_of("cross_pairs")
+    cross_affinities, cross_keys = all_of("cross_affinities"), all_of("cross_keys")
+    inner_joins, joined = _behind(port_ids, port_clusters, joins)
+    inner_pairs, met = _behind(port_ids, port_clusters, cross)
+    inner_joins = inner_joins[joined]
+    inner_joins = inner_joins[inner_joins[:, 0] != inner_joins[:, 1]]
+    apart = met & (inner_pairs[:, 0] != inner_pairs[:, 1])
+    pairs = np.concatenate([all_of("pairs"), np.sort(inner_pairs[apart], axis=1)])
+    affinities = np.concatenate([all_of("affinities"), cross_affinities[apart]])
+    keys = np.concatenate([all_of("keys"), cross_keys[apart]])
+    greatest = Groups(pairs, affinities, keys)
+
+    still_open = port_faces != 0
     with data_errors():
-        supervoxels = _cpp.merge_basins(
-            graph.ids,
-            graph.sizes,
-            graph.joins,
-            graph.pairs,
-            graph.affinities,
-            graph.keys,
+        targets, settled, total, kept, kept_affinities, kept_keys = _cpp.merge_basins(
+            ids,
+            sizes,
+            anchors,
+            np.isin(ids, port_clusters[still_open]).astype(np.uint8),
+            inner_joins,
+            greatest.last(pairs),
+            greatest.last(affinities),
+            greatest.last(keys),
             size_threshold,
             dust,
         )
-    return RemapTable(graph.ids, supervoxels)
+    # A cluster is called after one of its members, whose row stands for it.
+    stands = (targets == ids) & (settled == 0)
+    by_pair = Groups(kept)
+    state = OpenBasins(
+        ids=ids[stands],
+        sizes=total[stands],
+        anchors=anchors[stands],
+        port_ids=port_ids[still_open],
+        port_faces=port_faces[still_open],
+        port_clusters=targets[np.searchsorted(ids, port_clusters[still_open])],
+        joins=joins[~joined],
+        pairs=by_pair.first(kept),
+        affinities=by_pair.first(kept_affinities),
+        keys=by_pair.first(kept_keys),
+        cross_pairs=cross[~met],
+        cross_affinities=cross_affinities[~met],
+        cross_keys=cross_keys[~met],
+        scale=scale,
+    )
+    return state, Outcomes(ids, child, targets, settled)
+
+
+def _behind(
+    port_ids: NDArray[np.uint64],
+    clusters: NDArray[np.uint64],
+    labels: NDArray[np.uint64],
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the clusters behind pairs of labels, and whether both are known."""
+    if len(port_ids) == 0:
+        return labels, np.zeros(len(labels), bool)
+    rows = np.minimum(np.searchsorted(port_ids, labels), len(port_ids) - 1)
+    known: NDArray[np.bool_] = (port_ids[rows] == labels).all(axis=1)
+    return clusters[rows], known

@@ -7,55 +7,60 @@ from numpy.typing import NDArray
 
 from pipeline.geometry import Grid, Vec3
 from pipeline.ids import IdLayout
-from pipeline.kernels.relabel import RemapTable
 
 _Rows = NDArray[np.int64]
 
 
-def named_by_first_voxel(table: RemapTable, *, basins: Grid, ids: Grid) -> RemapTable:
-    """Rename the supervoxels of a table after where they begin.
-
-    A basin's id holds the place of its first voxel. The first of a supervoxel's basins,
-    with x fastest through the whole volume, begins where the supervoxel does; that place
-    in a grid of its own, which no recipe's chunks change, is its id.
+def anchors(ids: NDArray[np.uint64], grid: Grid) -> NDArray[np.uint64]:
+    """Return where basins begin, as places in the volume, x fastest.
 
     Parameters
     ----------
-    table : RemapTable
-        From basins, as `watershed` names them, to supervoxels; 0 drops.
+    ids : uint64 array, (n,)
+        As `watershed` names them.
+    grid : Grid
+        Chunks that they were made in.
+    """
+    return _linear(_first_voxels(ids, grid), grid.bounds.shape).astype(np.uint64)
+
+
+def named_by_first_voxel(
+    ids: NDArray[np.uint64], *, basins: Grid, names: Grid
+) -> NDArray[np.uint64]:
+    """Name basins after their first voxels in a grid that no recipe's chunks change.
+
+    A basin's id holds the place of its first voxel. Of the basins of a supervoxel, that
+    which begins first, with x fastest through the whole volume, begins where the
+    supervoxel does.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        As `watershed` names them; 0 stays 0.
     basins : Grid
-        Chunks that the basins were made in.
-    ids : Grid
-        Grid over the same bounds that ids refer to.
+        Chunks that they were made in.
+    names : Grid
+        Grid over the same bounds that the names refer to.
 
     Returns
     -------
-    RemapTable
-        The same table with other names for the supervoxels.
+    uint64 array, (n,)
+        Names.
 
     Raises
     ------
     GeometryError
         If the grids have more chunks, or the chunks more voxels, than ids can hold.
     """
-    layout = IdLayout.of_grid(ids)
-    layout.require_capacity(ids.chunk.product)
-    kept = table.targets != 0
-    first = _first_voxels(table.ids[kept], basins)
-    linear = _linear(first, basins.bounds.shape)
-    order = np.lexsort((linear, table.targets[kept]))
-    _, begins, member = np.unique(
-        table.targets[kept][order], return_index=True, return_inverse=True
-    )
-    chunk = np.array(ids.chunk.astuple())
-    place = first[order[begins]]
-    local = 1 + _linear(place % chunk, ids.chunk)
-    names = layout.pack(place // chunk, local) if len(place) else np.zeros(0, np.uint64)
-    renamed = np.empty(len(order), np.uint64)
-    renamed[order] = names[member]
-    targets = np.zeros_like(table.targets)
-    targets[kept] = renamed
-    return RemapTable(table.ids, targets)
+    layout = IdLayout.of_grid(names)
+    layout.require_capacity(names.chunk.product)
+    kept = ids != 0
+    place = _first_voxels(ids[kept], basins)
+    chunk = np.array(names.chunk.astuple())
+    named = np.zeros_like(ids)
+    if kept.any():
+        named[kept] = layout.pack(place // chunk, 1 + _linear(place % chunk, names.chunk))
+    return named
 
 
 def _first_voxels(ids: NDArray[np.uint64], grid: Grid) -> _Rows:

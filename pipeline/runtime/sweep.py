@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MissingInputError, RecipeError
-from pipeline.geometry import ChunkKey
-from pipeline.kernels.agglomerate import MergeHistory
+from pipeline.kernels.agglomerate import MergeHistory, Merges, merge_history
 from pipeline.kernels.relabel import RemapTable
 from pipeline.metrics import Scores, contingency, merge, scores
 from pipeline.runtime.evaluate import run_length, truth_nodes
 from pipeline.runtime.run import Run
 from pipeline.specs import Record, Region
-from pipeline.stages.agglomeration import Agglomeration
+from pipeline.stages.agglomeration import MERGES, Agglomeration
 from pipeline.stages.region_graph import RegionGraphs
 
 
@@ -62,9 +61,7 @@ def sweep(run: Run, thresholds: Sequence[float], truth: str = "truth") -> list[S
         for s in run.recipe.stages
         if isinstance(s, RegionGraphs) and s.output == stage.graph
     )
-    key = str(ChunkKey(0, 0, 0, 0))
-    history = MergeHistory.from_table(run.store.read(Record(stage.output, key, "history")))
-    ids = np.asarray(run.store.read(Record(stage.output, key, "remap"))["ids"])
+    history = history_of(run, stage)
     table = merge(
         [
             contingency(
@@ -75,6 +72,8 @@ def sweep(run: Run, thresholds: Sequence[float], truth: str = "truth") -> list[S
         ]
     )
     skeletons, nodes = truth_nodes(run, truth, graph.supervoxels)
+    every = [table.segment, *nodes.values(), history.loser, history.winner]
+    ids = np.unique(np.concatenate(every))
     found = []
     for threshold in thresholds:
         remap = history.at(threshold, ids)
@@ -82,6 +81,17 @@ def sweep(run: Run, thresholds: Sequence[float], truth: str = "truth") -> list[S
         segments = {k: _relabelled(n, remap) for k, n in nodes.items()}
         found.append(scores(overlap, run_length(skeletons, segments)))
     return found
+
+
+def history_of(run: Run, stage: Agglomeration) -> MergeHistory:
+    """Return the merges of all nodes of an agglomeration, in the order of their scores."""
+    return merge_history(
+        [
+            Merges.from_table(run.store.read(Record(stage.output, str(key), MERGES)))
+            for wave in stage.plan()
+            for key in wave
+        ]
+    )
 
 
 def draw(

@@ -1,7 +1,7 @@
 """Every stage there is, by name."""
 
 from pipeline.stages.affinities import Affinities
-from pipeline.stages.agglomeration import Agglomeration
+from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
 from pipeline.stages.downsample import Downsample
 from pipeline.stages.ingest import Ingest
@@ -21,6 +21,7 @@ STAGES: dict[str, type[Stage]] = {
     "relabel": Relabel,
     "region_graph": RegionGraphs,
     "agglomeration": Agglomeration,
+    "segment_table": SegmentTable,
     "downsample": Downsample,
     "mesh_fragments": MeshFragments,
     "meshes": SurfaceMeshes,

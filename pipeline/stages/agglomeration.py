@@ -1,25 +1,31 @@
-"""Mean-affinity agglomeration of the whole region graph."""
+"""Mean-affinity agglomeration, up the octree, and the segment of every supervoxel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.geometry import Grid
-from pipeline.kernels.agglomerate import agglomerate
+from pipeline.kernels.agglomerate import Clusters, Constraints, agglomerate
 from pipeline.kernels.region_graph import RegionGraph
-from pipeline.specs import LayerSpec, Partitioned, Read, Record, RecordsSpec, Table
-from pipeline.stages.base import Layer, Specs, Stage, Task, root_record
+from pipeline.specs import Partitioned, Read, Record, Table
+from pipeline.stages.base import Layer, Task
+from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, UpSweep
+
+MERGES = "merges"
+"""Part of a node's record: the merges that it made."""
+REFUSALS = "refusals"
+"""Part: the merges that the constraints refused."""
 
 
-class Agglomeration(Stage):
-    """Merges in order of mean affinity: one task, over the top of the region graph.
+class Agglomeration(UpSweep):
+    """Merges supervoxels in order of mean affinity (Lu, Zlateski & Seung 2021).
 
-    The record has two parts: ``history``, the merges with their scores down to the
-    floor, and ``remap``, the segment of every supervoxel at the threshold. Any threshold
-    above the floor can be read from the history (`em sweep`).
+    A node merges what is the best of both sides and goes on nowhere outside; the rest
+    is its parent's. Two more parts of its record are ``merges``, with their contacts,
+    down to the floor, and ``refusals``, what the constraints kept apart, where and why.
+    Any threshold above the floor can be read from the merges (`em sweep`).
 
     Parameters
     ----------
@@ -29,6 +35,8 @@ class Agglomeration(Stage):
         Contacts of this mean affinity or more are merged.
     floor : float
         The history goes on to this mean affinity, or to the threshold if that is lower.
+    constraints : Constraints
+        What does not merge where the mean affinity is weak.
     """
 
     name: ClassVar[str] = "agglomeration"
@@ -37,36 +45,50 @@ class Agglomeration(Stage):
     graph: Layer
     threshold: float = Field(default=0.3, ge=0, le=1)
     floor: float = Field(default=0.05, ge=0, le=1)
+    constraints: Constraints = Constraints()
 
-    def grid_at(self, level: int) -> Grid:
-        """Return a grid of one chunk."""
-        return Grid(self.bounds, self.bounds.shape)
+    def leaf_reads(self, task: Task) -> dict[str, Read]:
+        """Read the chunk's region graph."""
+        return {"graph": Record(self.graph, str(task.key))}
 
-    def reads(self, task: Task) -> dict[str, Read]:
-        """Read the top."""
-        return {"graph": root_record(self.graph, self.grid)}
+    def leaf(self, task: Task, *args: Any, graph: Table) -> Table:
+        """Take every supervoxel as a cluster."""
+        return Clusters.of(RegionGraph.from_table(graph)).to_table()
 
-    def process(self, task: Task, graph: Table) -> Partitioned:
+    def decide(
+        self,
+        task: Task,
+        children: Sequence[Table],
+        *,
+        octants: Sequence[int],
+        outward: Sequence[int],
+    ) -> Partitioned:
         """Merge."""
-        regions = RegionGraph.from_table(graph)
-        history, _ = agglomerate(regions, threshold=min(self.floor, self.threshold))
-        remap = history.at(self.threshold, regions.ids)
-        return Partitioned({"history": history.to_table(), "remap": remap.to_table()})
+        done = agglomerate(
+            [Clusters.from_table(c) for c in children],
+            threshold=self.threshold,
+            floor=self.floor,
+            constraints=self.constraints,
+            octants=octants,
+            outward=outward,
+        )
+        return Partitioned(
+            {
+                STATE: done.state.to_table(),
+                OUTCOMES: done.outcomes.to_table(),
+                MERGES: done.merges.to_table(),
+                REFUSALS: done.refusals.to_table(),
+            }
+        )
 
-    def target(self, task: Task) -> Record:
-        """Write one record."""
-        return Record(self.output, str(task.key))
 
-    def describe(self, specs: Specs) -> LayerSpec:
-        """Write a record."""
-        return RecordsSpec()
+class SegmentTable(DownSweep):
+    """The segment of every supervoxel, chunk by chunk.
 
-    def memory(self, specs: Specs) -> int:
-        """Estimate from the supervoxels that a volume of neuropil has [byte]."""
-        return int(SUPERVOXEL_BYTES * self.bounds.volume / VOXELS_PER_SUPERVOXEL)
+    Parameters
+    ----------
+    decisions : str
+        Records of the agglomeration, over the same grid.
+    """
 
-
-VOXELS_PER_SUPERVOXEL = 200
-"""As many as the usual dust limit lets through at worst."""
-SUPERVOXEL_BYTES = 6000
-"""A supervoxel, its contacts, and the heap over them."""
+    name: ClassVar[str] = "segment_table"

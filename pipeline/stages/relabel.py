@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import ChunkKey
 from pipeline.kernels.relabel import RemapTable, relabel
 from pipeline.specs import Read, Record, Region, Table, VolumeSpec
 from pipeline.stages.base import Layer, Specs, Task
@@ -27,31 +27,26 @@ class Relabel(VolumeStage):
     labels : str
         Volume of ids.
     table : str
-        Record of the table.
-    part : {"chunk", "remap"}
-        Part of the record that holds the chunk's rows: its own, or one for all.
+        Records of a table for each chunk, over the same grid.
     """
 
     name: ClassVar[str] = "relabel"
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"table": ("bounds", "chunk")}
     bytes_per_voxel: ClassVar[float] = 16.0
 
     labels: Layer
     table: Layer
-    part: Literal["chunk", "remap"]
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the ids and the rows for them."""
-        part = str(task.key) if self.part == "chunk" else self.part
         return {
             "labels": Region(self.labels, task.box),
-            "table": Record(self.table, str(ChunkKey(0, 0, 0, 0)), part),
+            "table": Record(self.table, str(task.key)),
         }
 
     def process(self, task: Task, labels: NDArray[Any], table: Table) -> NDArray[np.uint64]:
         """Replace."""
-        # A chunk without ids has no part.
-        rows = RemapTable.from_table(table) if table else _EMPTY
-        return relabel(labels, rows)
+        return relabel(labels, RemapTable.from_table(table))
 
     def describe(self, specs: Specs) -> VolumeSpec:
         """Write uint64 ids at the same voxel size."""
@@ -72,6 +67,3 @@ class Relabel(VolumeStage):
         if table is not None and table.kind != "records":
             faults.append(f"{self.name}: {self.table} holds {table.kind}, not a table")
         return faults + super().check(specs)
-
-
-_EMPTY = RemapTable(np.zeros(0, np.uint64), np.zeros(0, np.uint64))

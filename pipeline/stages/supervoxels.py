@@ -1,13 +1,14 @@
-"""Supervoxels by watershed: basins by chunk, their graph by octree, merged at its top.
+"""Supervoxels by watershed: basins by chunk, and their merging up the octree.
 
-``basins`` labels every chunk, ``basin_graph`` collects what chunks know of the whole,
-``supervoxel_table`` decides what becomes of each basin, and ``relabel`` applies that.
-The kernels order edges strictly, so supervoxels are the same in every chunking.
+``basins`` labels every chunk and merges what lies within it, ``basin_graph`` merges
+what lies across faces, node by node, ``supervoxel_table`` hands every chunk what
+became of its basins, and ``relabel`` applies that. The kernels order edges strictly, so
+supervoxels are the same in every chunking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,28 +16,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import GeometryError
-from pipeline.geometry import ChunkKey, Grid, Halo, Vec3
+from pipeline.geometry import Grid, Halo, Vec3
 from pipeline.ids import IdLayout
-from pipeline.kernels.basin_graph import (
-    BASIN_GRAPH_HALO,
-    BasinGraph,
-    basin_graph,
-    merge_basin_graphs,
-)
-from pipeline.kernels.merge_basins import merge_basins
-from pipeline.kernels.naming import named_by_first_voxel
+from pipeline.kernels.basin_graph import BASIN_GRAPH_HALO, basin_graph
+from pipeline.kernels.merge_basins import OpenBasins, merge_basins, open_basins
+from pipeline.kernels.naming import anchors, named_by_first_voxel
 from pipeline.kernels.watershed import WATERSHED_HALO, watershed
-from pipeline.specs import (
-    LayerSpec,
-    Partitioned,
-    Read,
-    Record,
-    RecordsSpec,
-    Region,
-    Table,
-    VolumeSpec,
-)
-from pipeline.stages.base import Layer, OctreeStage, Specs, Stage, Task, root_record
+from pipeline.specs import Partitioned, Read, Region, Table, VolumeSpec
+from pipeline.stages.base import Layer, Specs, Stage, Task
+from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, UpSweep
 from pipeline.stages.volume import (
     AFFINITY_DTYPES,
     VolumeStage,
@@ -45,32 +33,99 @@ from pipeline.stages.volume import (
 )
 
 
-class Basins(VolumeStage):
-    """Watershed basins, cut at chunk faces; ids carry the place of their chunk.
+class _Watershed(Stage):
+    """What the stages that look at affinities have in common.
 
     Parameters
     ----------
     affinities : str
         Volume of three channels.
+    mask : str
+        Volume of uint8 with the same voxels; where it is 0 there are no affinities.
+        Empty for none.
+    myelin : str
+        Volume of uint8, 255 for sure, or float32 with the same voxels; where it is above
+        the threshold there are no affinities. Empty for none.
+    myelin_threshold : float
+        Probability of myelin.
     low : float
         Voxels without an affinity above this are background.
     high : float
         Affinities from here on always join.
+    size_threshold : int
+        Two basins of this size or more are not merged [voxel].
+    dust : int
+        Smaller supervoxels become background [voxel].
+    """
+
+    affinities: Layer
+    mask: Layer = ""
+    myelin: Layer = ""
+    myelin_threshold: float = Field(default=0.3, ge=0, le=1)
+    low: float = Field(default=0.01, ge=0, lt=1)
+    high: float = Field(default=0.99, gt=0)
+    size_threshold: int = Field(default=400, ge=0)
+    dust: int = Field(default=200, ge=0)
+
+    def voxel_reads(self, task: Task) -> dict[str, Read]:
+        """Read affinities and masks with the halo."""
+        reads: dict[str, Read] = {"affinities": Region(self.affinities, task.read_box)}
+        for field, layer in (("mask", self.mask), ("myelin", self.myelin)):
+            if layer:
+                reads[field] = Region(layer, task.read_box)
+        return reads
+
+    def kept(
+        self, mask: NDArray[np.uint8] | None, myelin: NDArray[Any] | None
+    ) -> NDArray[np.uint8] | None:
+        """Return where affinities count, 1 or 0, or None for everywhere."""
+        kept = None if mask is None else mask != 0
+        if myelin is not None:
+            limit = self.myelin_threshold * (255 if myelin.dtype == np.uint8 else 1)
+            is_free = myelin <= limit
+            kept = is_free if kept is None else kept & is_free
+        return None if kept is None else np.asfortranarray(kept).view(np.uint8)
+
+    def affinity_faults(self, specs: Specs) -> list[str]:
+        """Check the affinities, the masks and the thresholds."""
+        faults = []
+        for layer, dtypes, channels in (
+            (self.affinities, AFFINITY_DTYPES, 3),
+            (self.mask, ("uint8",), 1),
+            (self.myelin, ("uint8", "float32"), 1),
+        ):
+            if layer:
+                faults += expect_volume(
+                    self.name, specs, layer, dtypes=dtypes, channels=channels
+                )
+                faults += expect_bounds(self.name, specs, layer, self.bounds)
+        if self.low >= self.high:
+            faults.append(f"{self.name}: low {self.low} is not below high {self.high}")
+        return faults
+
+
+class Basins(VolumeStage, _Watershed):
+    """Watershed basins, merged as far as a chunk can decide; cut at chunk faces.
+
+    Ids carry the place of their chunk. Basins are merged by size-dependent single
+    linkage (Zlateski & Seung 2015) where nothing outside the chunk has a say.
     """
 
     name: ClassVar[str] = "basins"
     halo: ClassVar[Halo] = WATERSHED_HALO
-    bytes_per_voxel: ClassVar[float] = 24.0
-
-    affinities: Layer
-    low: float = Field(default=0.01, ge=0, lt=1)
-    high: float = Field(default=0.99, gt=0)
+    bytes_per_voxel: ClassVar[float] = 12.0
 
     def reads(self, task: Task) -> dict[str, Read]:
-        """Read affinities with the halo."""
-        return {"affinities": Region(self.affinities, task.read_box)}
+        """Read affinities and masks with the halo."""
+        return self.voxel_reads(task)
 
-    def process(self, task: Task, affinities: NDArray[Any]) -> NDArray[np.uint64]:
+    def process(
+        self,
+        task: Task,
+        affinities: NDArray[Any],
+        mask: NDArray[np.uint8] | None = None,
+        myelin: NDArray[Any] | None = None,
+    ) -> NDArray[np.uint64]:
         """Label the chunk."""
         layout = IdLayout.of_grid(self.grid)
         layout.require_capacity(task.box.volume)
@@ -81,6 +136,9 @@ class Basins(VolumeStage):
             bounds=task.bounds,
             low=self.low,
             high=self.high,
+            size_threshold=self.size_threshold,
+            dust=self.dust,
+            mask=self.kept(mask, myelin),
             base=layout.base(task.key.position),
         )
 
@@ -93,51 +151,52 @@ class Basins(VolumeStage):
         )
 
     def check(self, specs: Specs) -> list[str]:
-        """Check the affinities and thresholds."""
-        faults = _affinity_faults(self, specs)
-        if self.low >= self.high:
-            faults.append(f"{self.name}: low {self.low} is not below high {self.high}")
-        faults += id_faults(self.name, self.grid)
-        return faults + super().check(specs)
+        """Check the inputs, and that ids can hold the places of all voxels."""
+        return [
+            *self.affinity_faults(specs),
+            *id_faults(self.name, self.grid),
+            *super().check(specs),
+        ]
 
 
-class BasinGraphs(OctreeStage):
-    """What joins basins across chunk faces, and the greatest edge between any two.
+class BasinGraphs(UpSweep, _Watershed):
+    """Merges basins across the faces of chunks, up the octree.
 
     A chunk owns the edges whose upper voxel it holds. Whether such an edge is on depends
     on what the voxel below chose, which looks one further up: hence one voxel each way.
+    A node joins what its children were cut from, and merges by size-dependent single
+    linkage what goes on nowhere outside it.
 
     Parameters
     ----------
-    basins, affinities : str
-        Ids and what they were made from.
-    low, high : float
-        As for the basins.
+    basins : str
+        Ids, made from the same affinities with the same thresholds.
     """
 
     name: ClassVar[str] = "basin_graph"
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "basins": ("bounds", "chunk", "affinities", "low", "high")
+        "basins": ("bounds", "chunk", *_Watershed.__annotations__)
     }
-    bytes_per_voxel: ClassVar[float] = 70.0
-    merge_bytes_per_voxel: ClassVar[float] = 60.0
+    bytes_per_voxel: ClassVar[float] = 12.0
 
     basins: Layer
-    affinities: Layer
-    low: float = Field(default=0.01, ge=0, lt=1)
-    high: float = Field(default=0.99, gt=0)
 
     def leaf_reads(self, task: Task) -> dict[str, Read]:
-        """Read ids and affinities with the halo."""
-        return {
-            "basins": Region(self.basins, task.read_box),
-            "affinities": Region(self.affinities, task.read_box),
-        }
+        """Read ids, affinities and masks with the halo."""
+        return {"basins": Region(self.basins, task.read_box), **self.voxel_reads(task)}
 
-    def leaf(self, task: Task, basins: NDArray[Any], affinities: NDArray[Any]) -> Table:
+    def leaf(
+        self,
+        task: Task,
+        *args: Any,
+        basins: NDArray[Any],
+        affinities: NDArray[Any],
+        mask: NDArray[np.uint8] | None = None,
+        myelin: NDArray[Any] | None = None,
+    ) -> Table:
         """Measure the chunk."""
-        return basin_graph(
+        graph = basin_graph(
             basins,
             affinities,
             box=task.box,
@@ -145,91 +204,60 @@ class BasinGraphs(OctreeStage):
             bounds=task.bounds,
             low=self.low,
             high=self.high,
-        ).to_table()
+            mask=self.kept(mask, myelin),
+        )
+        return open_basins(graph, anchors=anchors(graph.ids, self.grid)).to_table()
 
-    def merge(self, children: list[Table]) -> Table:
-        """Add up."""
-        return merge_basin_graphs([BasinGraph.from_table(c) for c in children]).to_table()
+    def decide(
+        self,
+        task: Task,
+        children: Sequence[Table],
+        *,
+        octants: Sequence[int],
+        outward: Sequence[int],
+    ) -> Partitioned:
+        """Merge."""
+        state, outcomes = merge_basins(
+            [OpenBasins.from_table(c) for c in children],
+            octants=octants,
+            outward=outward,
+            size_threshold=self.size_threshold,
+            dust=self.dust,
+        )
+        return Partitioned({STATE: state.to_table(), OUTCOMES: outcomes.to_table()})
 
     def check(self, specs: Specs) -> list[str]:
-        """Check the affinities."""
-        return _affinity_faults(self, specs)
+        """Check the inputs."""
+        return self.affinity_faults(specs) + super().check(specs)
 
 
-class SupervoxelTable(Stage):
-    """What becomes of every basin: one task, over the top of the basin graph.
+class SupervoxelTable(DownSweep):
+    """The supervoxel of every basin, chunk by chunk.
 
-    Single linkage by size (Zlateski & Seung 2015), then removal of dust. A supervoxel is
-    named after its first voxel, so that its id is the same in every chunking. The table
-    is kept in parts by chunk, so that a chunk reads its own.
+    A supervoxel is named after its first voxel, so that its id is the same in every
+    chunking.
 
     Parameters
     ----------
-    graph : str
+    decisions : str
         Records of the basin graph, over the same grid.
-    size_threshold : int
-        Two of this size or more are not merged [voxel].
-    dust : int
-        Smaller supervoxels become background [voxel].
     id_chunk : Vec3
         Grid from the start of the bounds that ids refer to, whatever the chunks [voxel].
     """
 
     name: ClassVar[str] = "supervoxel_table"
-    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"graph": ("bounds", "chunk")}
 
-    graph: Layer
-    size_threshold: int = Field(default=400, ge=0)
-    dust: int = Field(default=200, ge=0)
     id_chunk: Vec3 = Vec3(512, 512, 128)
 
-    def grid_at(self, level: int) -> Grid:
-        """Return a grid of one chunk."""
-        return Grid(self.bounds, self.bounds.shape)
-
-    def reads(self, task: Task) -> dict[str, Read]:
-        """Read the top."""
-        return {"graph": root_record(self.graph, self.grid)}
-
-    def process(self, task: Task, graph: Table) -> Partitioned:
-        """Merge, and part the table by chunk."""
-        merged = merge_basins(
-            BasinGraph.from_table(graph), size_threshold=self.size_threshold, dust=self.dust
+    def names(self, targets: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Name basins after their first voxels."""
+        return named_by_first_voxel(
+            targets, basins=self.grid, names=Grid(self.bounds, self.id_chunk)
         )
-        table = named_by_first_voxel(
-            merged, basins=self.grid, ids=Grid(self.bounds, self.id_chunk)
-        )
-        positions, _ = IdLayout.of_grid(self.grid).unpack(table.ids)
-        # Ids ascend, so those of a chunk are neighbours.
-        first = np.flatnonzero(
-            np.r_[True, (positions[1:] != positions[:-1]).any(axis=1)][: len(table.ids)]
-        )
-        last = np.append(first, len(table.ids))[1:]
-        return Partitioned(
-            {
-                str(ChunkKey(0, *(int(p) for p in positions[a]))): {
-                    "ids": table.ids[a:b],
-                    "targets": table.targets[a:b],
-                }
-                for a, b in zip(first, last, strict=True)
-            }
-        )
-
-    def target(self, task: Task) -> Record:
-        """Write one record."""
-        return Record(self.output, str(task.key))
-
-    def describe(self, specs: Specs) -> LayerSpec:
-        """Write a record."""
-        return RecordsSpec()
 
     def check(self, specs: Specs) -> list[str]:
         """Check that ids can hold the places of all voxels."""
         return id_faults(self.name, Grid(self.bounds, self.id_chunk))
-
-    def memory(self, specs: Specs) -> int:
-        """Estimate from the basins that membranes cut a volume into [byte]."""
-        return int(BASIN_BYTES * self.bounds.volume / VOXELS_PER_BASIN)
 
 
 def id_faults(name: str, grid: Grid) -> list[str]:
@@ -241,20 +269,8 @@ def id_faults(name: str, grid: Grid) -> list[str]:
     return []
 
 
-VOXELS_PER_BASIN = 8
-"""Fewest voxels that a basin was seen to have on average, with uint8 affinities."""
-BASIN_BYTES = 480
-"""A basin, its edges, and working copies."""
-
-
 def _volume(specs: Specs, layer: str) -> VolumeSpec:
     spec = specs[layer]
     if not isinstance(spec, VolumeSpec):
         raise TypeError(f"{layer} holds {spec.kind}, and a volume is needed")
     return spec
-
-
-def _affinity_faults(stage: Basins | BasinGraphs, specs: Specs) -> list[str]:
-    return expect_volume(
-        stage.name, specs, stage.affinities, dtypes=AFFINITY_DTYPES, channels=3
-    ) + expect_bounds(stage.name, specs, stage.affinities, stage.bounds)

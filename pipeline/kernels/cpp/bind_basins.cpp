@@ -45,23 +45,34 @@ auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affini
       column<uint64_t>(graph.edges, [](const Edge& edge) { return edge.key; }));
 }
 
-Array<uint64_t> merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
-                             const Pairs& joins, const Pairs& pairs,
-                             const Column<uint64_t>& affinities,
-                             const Column<uint64_t>& keys, uint64_t size_threshold,
-                             uint64_t dust) {
-  std::vector<uint64_t> supervoxels;
+auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
+                  const Column<uint64_t>& anchors, const Column<std::uint8_t>& open,
+                  const Pairs& joins, const Pairs& pairs,
+                  const Column<uint64_t>& affinities, const Column<uint64_t>& keys,
+                  uint64_t size_threshold, uint64_t dust) {
+  em::MergedBasins merged;
   {
     const nb::gil_scoped_release released;
+    std::vector<em::Basin> basins(ids.size());
+    for (std::size_t i = 0; i < basins.size(); ++i) {
+      basins[i] = {sizes.data()[i], anchors.data()[i], open.data()[i] != 0};
+    }
     std::vector<em::BasinEdge> edges(pairs.shape(0));
     for (std::size_t i = 0; i < edges.size(); ++i) {
       const auto& [a, b] = span(pairs)[i];
       edges[i] = {a, b, affinities.data()[i], keys.data()[i]};
     }
-    supervoxels = em::merge_basins(span(ids), span(sizes), span(joins), std::move(edges),
-                                   size_threshold, dust);
+    merged = em::merge_basins(span(ids), basins, span(joins), std::move(edges),
+                              size_threshold, dust);
   }
-  return column<uint64_t>(supervoxels, itself);
+  using Edge = em::BasinEdge;
+  return std::tuple(
+      column<uint64_t>(merged.targets, itself), column<std::uint8_t>(merged.settled, itself),
+      column<uint64_t>(merged.sizes, itself),
+      wide_column<uint64_t, 2>(merged.edges,
+                               [](const Edge& edge) { return std::array{edge.a, edge.b}; }),
+      column<uint64_t>(merged.edges, [](const Edge& edge) { return edge.affinity; }),
+      column<uint64_t>(merged.edges, [](const Edge& edge) { return edge.key; }));
 }
 
 template <class T>
@@ -78,6 +89,7 @@ void bind_basins(nb::module_& m) {
   bind_affinity_kernels<std::uint8_t>(m);
   bind_affinity_kernels<float>(m);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
-        "joins"_a.noconvert(), "pairs"_a.noconvert(), "affinities"_a.noconvert(),
-        "keys"_a.noconvert(), "size_threshold"_a, "dust"_a);
+        "anchors"_a.noconvert(), "open"_a.noconvert(), "joins"_a.noconvert(),
+        "pairs"_a.noconvert(), "affinities"_a.noconvert(), "keys"_a.noconvert(),
+        "size_threshold"_a, "dust"_a);
 }
