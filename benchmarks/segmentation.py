@@ -9,7 +9,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,6 @@ from harness import (
     Outcome,
     best_of,
     finish,
-    in_fresh_process,
     installed,
     judge,
     load_targets,
@@ -30,15 +28,12 @@ from harness import (
     table,
 )
 from in_memory import Layers, run, segmentation_stages
+from inputs import BLOCK, BLUR, NAMES, NOISE, Input, open_input
 from numpy.typing import NDArray
 from rich.console import Console
 
 from pipeline.geometry import Bbox, Vec3
 
-BLUR, NOISE = 1.5, 0.2
-"""Of the phantom's affinities; they give as many voxels to a basin as the real block's."""
-BLOCK = "ac3_x0_512.h5"
-BLOCK_SHAPE = Vec3(512, 512, 100)
 LOW, HIGH, SIZE_THRESHOLD, DUST, THRESHOLD = 0.01, 0.99, 400, 200, 0.3
 """As the stages have them by default."""
 KERNELS = ("watershed", "region graph", "agglomeration")
@@ -46,66 +41,6 @@ OURS, TWO_THREADS = "ours", "ours, two threads"
 CHUNKED, STAGES = "ours, stages in chunks", "ours, stages in one chunk"
 WATERZ, WATERZ_MEAN = "waterz", "waterz, mean on our supervoxels"
 CC3D, MEMORY = "cc3d", "memory"
-
-
-# -- inputs ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Input:
-    """Affinities to segment.
-
-    Parameters
-    ----------
-    name : str
-        Of the input.
-    path : Path
-        Where they lie, (x, y, z, 3) in Fortran order.
-    shape : Vec3
-        Extent [voxel].
-    """
-
-    name: str
-    path: Path
-    shape: Vec3
-
-
-def phantom(path: Path, shape: Vec3, dtype: str) -> Outcome:
-    """Write affinities of the phantom."""
-    from pipeline.phantom import Phantom
-
-    meter = Meter()
-    with meter.phase("phantom"):
-        affinities = Phantom().affinities(
-            (0, 0, 0), shape.astuple(), blur=BLUR, noise=NOISE, dtype=dtype
-        )
-    np.save(path, affinities)
-    return meter.outcome()
-
-
-def block(path: Path, shape: Vec3, image: str, root: str) -> Outcome:
-    """Write affinities of the real block, from the stages that a recipe has for them."""
-    from pipeline.recipe import Recipe
-    from pipeline.reconstruction import Block, block_recipe
-    from pipeline.runtime.drive import run_to_end
-    from pipeline.runtime.executors import serial
-    from pipeline.runtime.run import Run
-    from pipeline.specs import Region
-
-    meter = Meter()
-    document = block_recipe(
-        "block", Block(image, Bbox.of_shape(shape), voxel_size_nm=(6.0, 6.0, 30.0))
-    )
-    outputs = [entry["output"] for entry in document["stage"]]
-    document["stage"] = document["stage"][: outputs.index("affinities") + 1]
-    recipe = Recipe.parse(document)
-    with meter.phase("affinities"):
-        reconstruction = Run.start(recipe, root)
-        run_to_end(reconstruction, serial, quiet=True)
-    spec = reconstruction.specs["affinities"]
-    affinities = reconstruction.store.read(Region("affinities", spec.bounds_at(0)))
-    np.save(path, affinities)
-    return meter.outcome()
 
 
 # -- cases ----------------------------------------------------------------------------
@@ -494,8 +429,6 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 # -- the command ----------------------------------------------------------------------
 
-NAMES = ("phantom_float32", "phantom_uint8", "block_uint8")
-
 
 def main(
     size: Annotated[
@@ -533,7 +466,7 @@ def main(
         folder = Path(cache or scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for name in wanted:
-            given = _input(name, folder, shape, data, console.log)
+            given = open_input(name, folder, shape, data, console.log)
             if given is None:
                 skipped[name] = f"there is no {BLOCK} in {data or '$EM_DATA'}"
                 continue
@@ -568,28 +501,6 @@ def main(
         "skipped": skipped,
     }
     raise typer.Exit(finish(console, result, verdicts, as_json=as_json, check=check))
-
-
-def _input(name: str, folder: Path, shape: Vec3, data: str, say: Any) -> Input | None:
-    """Return an input, made if it is not there; None where its data is not."""
-    is_block = name.startswith("block")
-    if is_block:
-        shape = shape.minimum(BLOCK_SHAPE)
-    path = folder / f"{name}_{'x'.join(map(str, shape))}.npy"
-    given = Input(name, path, shape)
-    if path.exists():
-        return given
-    if not is_block:
-        say(f"{name}: making it")
-        in_fresh_process(phantom, path, shape, name.removeprefix("phantom_"))
-        return given
-    image = Path(data) / BLOCK
-    if not data or not image.is_file():
-        return None
-    say(f"{name}: predicting affinities")
-    with tempfile.TemporaryDirectory() as root:
-        in_fresh_process(block, path, shape, f"{image}:raw", root)
-    return given
 
 
 if __name__ == "__main__":
