@@ -33,9 +33,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipeline.geometry import Bbox, Vec3
+from pipeline.stages import STAGES
 
-LOW, HIGH, SIZE_THRESHOLD, DUST, THRESHOLD = 0.01, 0.99, 400, 200, 0.3
-"""As the stages have them by default."""
+SETTINGS = {
+    name: STAGES[stage].model_fields[name].default
+    for stage, names in {
+        "basins": ("low", "high", "size_threshold", "dust"),
+        "agglomeration": ("threshold", "floor"),
+    }.items()
+    for name in names
+}
+"""Those of the stages by default."""
+LOW, HIGH, THRESHOLD = (SETTINGS[name] for name in ("low", "high", "threshold"))
 KERNELS = ("watershed", "region graph", "agglomeration")
 OURS, TWO_THREADS = "ours", "ours, two threads"
 CHUNKED, STAGES = "ours, stages in chunks", "ours, stages in one chunk"
@@ -70,27 +79,32 @@ def segment(
     facts : dict
         How many there are.
     """
-    from pipeline.kernels.agglomerate import agglomerate
-    from pipeline.kernels.basin_graph import basin_graph
-    from pipeline.kernels.merge_basins import merge_basins
+    from pipeline.kernels.agglomerate import Clusters, agglomerate
     from pipeline.kernels.region_graph import region_graph
-    from pipeline.kernels.relabel import relabel
+    from pipeline.kernels.relabel import RemapTable, relabel
     from pipeline.kernels.watershed import watershed
 
     bounds = Bbox.of_shape(affinities.shape[:3])
     where = {"box": bounds, "read_box": bounds, "bounds": bounds}
     with meter.phase("watershed"):
-        basins = watershed(affinities, low=LOW, high=HIGH, **where)
-        graph = basin_graph(basins, affinities, low=LOW, high=HIGH, **where)
-        remap = merge_basins(graph, size_threshold=SIZE_THRESHOLD, dust=DUST)
-        supervoxels = relabel(basins, remap)
-        del basins, graph, remap
+        supervoxels = watershed(
+            affinities,
+            low=LOW,
+            high=HIGH,
+            size_threshold=SETTINGS["size_threshold"],
+            dust=SETTINGS["dust"],
+            threads=threads,
+            **where,
+        )
     with meter.phase("region graph"):
-        regions = region_graph(supervoxels, affinities, **where)
+        regions = region_graph(supervoxels, affinities, threads=threads, **where)
     with meter.phase("agglomeration"):
-        _, remap = agglomerate(regions, threshold=THRESHOLD)
+        done = agglomerate(
+            [Clusters.of(regions)], threshold=THRESHOLD, floor=SETTINGS["floor"]
+        )
+    remap = RemapTable(done.outcomes.ids, done.outcomes.targets)
     with meter.phase("relabel"):
-        segments = relabel(supervoxels, remap)
+        segments = relabel(supervoxels, remap, threads=threads)
     facts = {
         "supervoxels": len(regions.ids),
         "contacts": len(regions.pairs),
@@ -487,11 +501,7 @@ def main(
         "benchmark": "segmentation",
         "machine": machine(*packages),
         "settings": {
-            "low": LOW,
-            "high": HIGH,
-            "size_threshold": SIZE_THRESHOLD,
-            "dust": DUST,
-            "threshold": THRESHOLD,
+            **SETTINGS,
             "chunks": list(cut),
             "repeats": repeats,
             "blur": BLUR,
