@@ -47,6 +47,8 @@ Describe = Callable[[str, str], LayerSpec]
 """Says what a layer that exists holds, by its name and location."""
 
 _TOP = {"name", "grid", "layers", "stage"}
+_SHARED = ("bounds", "chunk", "node_limit_gb", "rounds")
+"""What ``[grid]`` gives to every stage that has such a field and does not set it."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,10 @@ class Recipe:
             faults.append(f"[grid] is not a table but {grid!r}; give bounds and chunk")
             grid = {}
         faults += [
-            f"[grid] has bounds and chunk, not {key!r}"
-            for key in sorted(set(grid) - {"bounds", "chunk"})
+            f"[grid] has {', '.join(_SHARED)}, not {key!r}"
+            for key in sorted(set(grid) - set(_SHARED))
         ]
-        shared = {k: v for k, v in grid.items() if k in ("bounds", "chunk")}
+        shared = {k: v for k, v in grid.items() if k in _SHARED}
         stages: list[Stage] = []
         entries = document.get("stage", [])
         if not isinstance(entries, list):
@@ -294,8 +296,9 @@ def _stage(
     if use not in STAGES:
         return None, [f"{where}: use = {use!r} is no stage; there are {', '.join(STAGES)}"]
     fields = {k: v for k, v in entry.items() if k != "use"}
+    given = {k: v for k, v in shared.items() if k in STAGES[use].model_fields}
     try:
-        return STAGES[use].model_validate({**shared, **fields}), []
+        return STAGES[use].model_validate({**given, **fields}), []
     except ValidationError as error:
         return None, [f"{where} ({use}): {_fault(use, e)}" for e in error.errors()]
 

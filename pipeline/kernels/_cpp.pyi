@@ -9,14 +9,20 @@ _U64 = NDArray[np.uint64]
 _U8 = NDArray[np.uint8]
 _I64 = NDArray[np.int64]
 
+join_affinity: int
+
 def watershed(
     affinities: NDArray[Any],
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
+    mask: NDArray[np.uint8] | None,
     low: float,
     high: float,
+    size_threshold: int,
+    dust: int,
     base: int,
+    threads: int,
 ) -> _U64: ...
 def basin_graph(
     labels: _U64,
@@ -38,14 +44,19 @@ def merge_basins(
     keys: _U64,
     size_threshold: int,
     dust: int,
+    forest: bool,
 ) -> tuple[_U64, _U8, _U64, _U64, _U64, _U64]: ...
 def region_graph(
     labels: _U64,
     affinities: NDArray[Any],
+    semantics: NDArray[np.uint8] | None,
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
-) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U64, _I64, _I64, _I64]: ...
+    threads: int,
+) -> tuple[
+    _U64, _U64, _U64, _I64, _I64, _I64, _U64, NDArray[np.uint8], _U64, _U64, _U64, _U64
+]: ...
 
 class Constraints:
     def __init__(
@@ -75,13 +86,24 @@ def agglomerate(
     rules: Constraints,
     absorb: bool,
 ) -> tuple[
-    tuple[_U64, _U8],
+    tuple[_U64, _U8, _U64],
     tuple[_U64, _U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64],
     tuple[_U64, _U64, _U64, _U64, _U64, _U64, _U8, _U8],
 ]: ...
+def best_contacts(
+    n: int,
+    owners: NDArray[np.uint32],
+    sums: _U64,
+    areas: _U64,
+    keys: _U64,
+    floor: int,
+    scale: int,
+) -> _I64: ...
 def replay(
     pairs: _U64, sums: _U64, areas: _U64, keys: _U64
 ) -> tuple[_U64, _U64, _U64, _U64]: ...
-def relabel(labels: _U64, ids: _U64, targets: _U64, keep_missing: bool) -> _U64: ...
+def relabel(
+    labels: _U64, ids: _U64, targets: _U64, keep_missing: bool, out: _U64, threads: int
+) -> None: ...

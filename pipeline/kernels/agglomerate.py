@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipeline.geometry import ALL_FACES
 from pipeline.kernels import _cpp
 from pipeline.kernels.merge_basins import Outcomes
+from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
 from pipeline.kernels.region_graph import RegionGraph
 from pipeline.kernels.relabel import RemapTable
 from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.specs import Table
 
 CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
 """Semantic classes; label k of a semantic volume is the k-th, from 1 (Macrina 2021)."""
@@ -387,7 +390,7 @@ def agglomerate(
             rules.rules(),
             absorb,
         )
-    targets, settled = fates
+    targets, settled, _ = fates
     order = np.argsort(clusters[0])
     left, names, size, total, classes = (c[order] for c in clusters)
     # The merging side of an open cluster is closed, so its faces are its own.
@@ -418,6 +421,109 @@ def agglomerate(
     return Agglomerated(
         state, outcomes, Merges(*merges, scale=scale), Refusals(*refusals, scale=scale)
     )
+
+
+@dataclass(frozen=True)
+class MeanLinkage(Linkage):
+    """Clusters, for merging in partitions.
+
+    Parameters
+    ----------
+    threshold, floor : float
+        As for `agglomerate`.
+    constraints : Constraints or None
+        What may not merge.
+    scale : int
+        Fixed-point number that stands for an affinity of 1.
+    """
+
+    threshold: float
+    least: float
+    constraints: Constraints | None
+    scale: int
+
+    cluster_columns = MappingProxyType(
+        {
+            "names": (np.minimum, 0),
+            "size": (np.add, 0),
+            "merged": (np.add, 0),
+            "classes": (np.add, len(CLASSES)),
+        }
+    )
+    contact_columns = ("affinity", "area", "key")
+
+    def added_up(self, pairs: NDArray[np.uint64], values: Table) -> Table:
+        """Add up the faces of each pair."""
+        groups = Groups(pairs)
+        return {
+            "pairs": groups.first(pairs),
+            "affinity": groups.reduce(np.add, values["affinity"]),
+            "area": groups.reduce(np.add, values["area"]),
+            "key": groups.reduce(np.minimum, values["key"]),
+        }
+
+    def ranked(self, values: Table) -> Ranked:
+        """Rank by mean affinity, then by first face."""
+        return Ranked(values["affinity"], values["area"], values["key"])
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """Contacts below it never merge."""
+        return _steps(min(self.least, self.threshold)), self.scale
+
+    def decide(
+        self, clusters: Table, is_open: NDArray[np.uint8], contacts: Table
+    ) -> Decision:
+        """Merge; a contact to an open side waits."""
+        rules = Constraints(activation=0) if self.constraints is None else self.constraints
+        with data_errors():
+            fates, left, kept, merges, refusals = _cpp.agglomerate(
+                clusters["ids"],
+                clusters["names"],
+                clusters["size"],
+                1 + clusters["merged"],
+                clusters["classes"],
+                is_open,
+                contacts["pairs"],
+                contacts["affinity"],
+                contacts["area"],
+                contacts["key"],
+                _steps(self.threshold),
+                self.floor[0],
+                self.scale,
+                rules.rules(),
+                False,
+            )
+        targets, settled, holders = fates
+        ids, names, size, members, classes = left
+        pairs, affinity, area, key = kept
+        return Decision(
+            holders=holders,
+            targets=targets,
+            settled=settled,
+            clusters={
+                "ids": ids,
+                "names": names,
+                "size": size,
+                "merged": members - np.uint64(1),
+                "classes": classes,
+            },
+            contacts={"pairs": pairs, "affinity": affinity, "area": area, "key": key},
+            parts={
+                "merges": Merges(*merges, scale=self.scale).to_table(),
+                "refusals": Refusals(*refusals, scale=self.scale).to_table(),
+            },
+        )
+
+    def unfinished(self, state: Clusters) -> Unfinished:
+        """Return what a node has not decided."""
+        return Unfinished(
+            members=state.ids,
+            clusters={"ids": state.ids}
+            | {c: getattr(state, c) for c in self.cluster_columns},
+            contacts={"pairs": state.pairs}
+            | {c: getattr(state, c) for c in self.contact_columns},
+        )
 
 
 def merge_history(parts: Sequence[Merges]) -> MergeHistory:

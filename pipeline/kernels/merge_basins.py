@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from pipeline.geometry import ALL_FACES
 from pipeline.kernels import _cpp
 from pipeline.kernels.basin_graph import BasinGraph
+from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
 from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.specs import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,7 @@ def merge_basins(
             greatest.last(keys),
             size_threshold,
             dust,
+            True,
         )
     # A cluster is called after one of its members, whose row stands for it.
     stands = (targets == ids) & (settled == 0)
@@ -224,6 +228,110 @@ def merge_basins(
         scale=scale,
     )
     return state, Outcomes(ids, child, targets, settled)
+
+
+@dataclass(frozen=True)
+class SingleLinkage(Linkage):
+    """Basins, for merging in partitions.
+
+    Parameters
+    ----------
+    size_threshold, dust : int
+        As for `merge_basins`.
+    """
+
+    size_threshold: int
+    dust: int
+
+    cluster_columns = MappingProxyType({"sizes": (np.add, 0), "anchors": (np.minimum, 0)})
+    contact_columns = ("affinities", "keys")
+
+    def added_up(self, pairs: NDArray[np.uint64], values: Table) -> Table:
+        """Keep the greatest edge of each pair."""
+        greatest = Groups(pairs, values["affinities"], values["keys"])
+        return {"pairs": greatest.last(pairs)} | {
+            c: greatest.last(values[c]) for c in self.contact_columns
+        }
+
+    def ranked(self, values: Table) -> Ranked:
+        """Rank by affinity, then by key."""
+        affinities = values["affinities"]
+        return Ranked(affinities, np.ones_like(affinities), ~values["keys"])
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """Any edge may merge."""
+        return 0, 1
+
+    def decide(
+        self, clusters: Table, is_open: NDArray[np.uint8], contacts: Table
+    ) -> Decision:
+        """Merge; an edge to an open side waits, and all that wait are kept."""
+        ids = clusters["ids"]
+        with data_errors():
+            targets, settled, sizes, pairs, affinities, keys = _cpp.merge_basins(
+                ids,
+                clusters["sizes"],
+                clusters["anchors"],
+                is_open,
+                np.zeros((0, 2), np.uint64),
+                contacts["pairs"],
+                contacts["affinities"],
+                contacts["keys"],
+                # An open side has size 0 here and must not count as large.
+                max(1, self.size_threshold),
+                self.dust,
+                False,
+            )
+        stands = (targets == ids) & (settled == 0)
+        return Decision(
+            holders=np.where(settled != 0, np.uint64(0), targets),
+            targets=targets,
+            settled=settled,
+            clusters={
+                "ids": ids[stands],
+                "sizes": sizes[stands],
+                "anchors": clusters["anchors"][stands],
+            },
+            contacts={"pairs": pairs, "affinities": affinities, "keys": keys},
+            parts={},
+        )
+
+    def unfinished(self, state: OpenBasins) -> Unfinished:
+        """Return what a node has not decided.
+
+        A label that others know a cluster by is a cluster of no size, and an edge that
+        comes before all others joins it to what it is part of.
+        """
+        alias = state.port_ids != state.port_clusters
+        labels = state.port_ids[alias]
+        blank = np.zeros_like(labels)
+        links = np.concatenate(
+            [np.stack([labels, state.port_clusters[alias]], axis=1), state.joins]
+        )
+        links.sort(axis=1)
+        return Unfinished(
+            members=state.ids,
+            clusters={
+                "ids": np.concatenate([state.ids, labels]),
+                "sizes": np.concatenate([state.sizes, blank]),
+                "anchors": np.concatenate([state.anchors, ~blank]),
+            },
+            contacts={
+                "pairs": np.concatenate(
+                    [state.pairs, np.sort(state.cross_pairs, axis=1), links]
+                ),
+                # No two of these are equal, and ids leave the highest bit free.
+                "affinities": np.concatenate(
+                    [
+                        state.affinities,
+                        state.cross_affinities,
+                        links[:, 0] | np.uint64(_cpp.join_affinity),
+                    ]
+                ),
+                "keys": np.concatenate([state.keys, state.cross_keys, links[:, 1]]),
+            },
+        )
 
 
 def _behind(

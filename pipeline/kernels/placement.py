@@ -16,7 +16,11 @@ from pipeline.geometry import Bbox, Halo, Vec3
 Triple: TypeAlias = tuple[int, int, int]
 Corners: TypeAlias = tuple[Triple, Triple]
 
-_SCALES = {np.dtype(np.uint8): 255, np.dtype(np.float32): 1 << 20}
+_SCALES = {
+    np.dtype(np.uint8): 255,
+    np.dtype(np.float16): 1 << 20,
+    np.dtype(np.float32): 1 << 20,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Placement:
         return _corners(self.bounds)
 
     def affinities(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return affinities as a kernel takes them, without a copy if in Fortran order.
+        """Return affinities as a kernel takes them: a view, in any memory order.
 
         Raises
         ------
@@ -83,7 +87,8 @@ class Placement:
         """
         scale_of(array)
         self._require_shape("affinities", array, (*self.read_box.shape, 3))
-        return np.asfortranarray(array)
+        # Kernels know no float16 and take its bits.
+        return array.view(np.uint16) if array.dtype == np.float16 else array
 
     def labels(self, array: NDArray[Any]) -> NDArray[np.uint64]:
         """Return labels as a kernel takes them, without a copy if uint64 in Fortran order.
@@ -95,6 +100,19 @@ class Placement:
         """
         self._require_shape("labels", array, self.read_box.shape.astuple())
         return label_volume(array)
+
+    def mask(self, array: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return a mask as a kernel takes it, without a copy if in Fortran order.
+
+        Raises
+        ------
+        DataError
+            If the array is neither uint8 nor bool, or has another shape.
+        """
+        if array.dtype not in (np.uint8, np.bool_):
+            raise DataError(f"the mask is {array.dtype}; give uint8 or bool, 0 masks out")
+        self._require_shape("the mask's voxels", array, self.read_box.shape.astuple())
+        return np.asfortranarray(array).view(np.uint8)
 
     def _require_shape(
         self, name: str, array: NDArray[Any], shape: tuple[int, ...]
@@ -122,19 +140,20 @@ def scale_of(affinities: NDArray[Any]) -> int:
     """Return the fixed-point number that stands for an affinity of 1.
 
     Affinities enter comparisons and sums as whole numbers, so that no result depends on
-    the order in which chunks arrive: uint8 v stands for v / 255 and is v; float32 is
-    rounded to the nearest multiple of 2**-20.
+    the order in which chunks arrive: uint8 v stands for v / 255 and is v; float16 and
+    float32 are rounded to the nearest multiple of 2**-20, halves up.
 
     Raises
     ------
     DataError
-        If the dtype is neither uint8 nor float32.
+        If the dtype is none of uint8, float16 and float32.
     """
     try:
         return _SCALES[affinities.dtype]
     except KeyError:
         raise DataError(
-            f"affinities are {affinities.dtype}; give uint8 (255 stands for 1) or float32"
+            f"affinities are {affinities.dtype}; give uint8 (255 stands for 1), float16 or "
+            "float32"
         ) from None
 
 

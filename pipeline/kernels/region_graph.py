@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DataError
 from pipeline.geometry import Bbox, Halo
 from pipeline.kernels import _cpp
 from pipeline.kernels.placement import Placement, data_errors, scale_of
@@ -16,6 +17,9 @@ from pipeline.kernels.tables import Columns, Groups, column, common_scale
 
 REGION_GRAPH_HALO = Halo.of(before=1)
 """A chunk owns the faces whose upper voxel it holds; the lower voxel may lie below it."""
+
+SEMANTIC_CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
+"""What labels 1 to 5 of a semantic volume mean; 0 is unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,12 @@ class RegionGraph(Columns):
         Sum of the coordinates of its voxels [voxel].
     start, stop : int64 array, (n, 3)
         Half-open box around each [voxel].
+    classes : uint64 array, (n, 5)
+        Voxels of each of `SEMANTIC_CLASSES`; zeros if there was no semantic volume.
+    faces : uint8 array, (n,)
+        Faces that it touches of the chunk that was measured, but for those that are faces
+        of the bounds: bit a for the lower face of axis a, bit 3 + a for the upper. Of a
+        merged graph, the bits from all chunks.
     pairs : uint64 array, (m, 2)
         Supervoxels in contact, smaller id first; ascending.
     affinity : uint64 array, (m, 3)
@@ -55,6 +65,10 @@ class RegionGraph(Columns):
     )
     start: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
     stop: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
+    classes: NDArray[np.uint64] = field(
+        metadata=column(np.uint64, "supervoxel", width=len(SEMANTIC_CLASSES))
+    )
+    faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "supervoxel"))
     pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=2))
     affinity: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=3))
     area: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=3))
@@ -81,6 +95,8 @@ def region_graph(
     box: Bbox,
     read_box: Bbox,
     bounds: Bbox,
+    semantics: NDArray[np.uint8] | None = None,
+    threads: int = 1,
 ) -> RegionGraph:
     """Measure the supervoxels of a chunk and sum the affinity over their contacts.
 
@@ -88,14 +104,18 @@ def region_graph(
     ----------
     supervoxels : unsigned array, (x, y, z)
         Ids; 0 is background and touches nothing.
-    affinities : uint8 or float32 array, (x, y, z, 3)
-        Channel `a` at a voxel joins it to its predecessor along axis `a`.
+    affinities : uint8, float16 or float32 array, (x, y, z, 3)
+        Channel `a` at a voxel joins it to its predecessor along axis `a`. Any memory order.
     box : Bbox
         Chunk to measure.
     read_box : Bbox
-        Box of both arrays: the chunk with `REGION_GRAPH_HALO`, clipped to the bounds.
+        Box of the arrays: the chunk with `REGION_GRAPH_HALO`, clipped to the bounds.
     bounds : Bbox
         Bounds of the volume.
+    semantics : uint8 array, (x, y, z), or None
+        Label of each voxel: 0 unknown, 1 to 5 the `SEMANTIC_CLASSES`.
+    threads : int
+        Threads to share the work; the result does not depend on them.
 
     Returns
     -------
@@ -107,33 +127,21 @@ def region_graph(
     GeometryError
         If the boxes do not fit one another.
     DataError
-        If an array has another dtype or shape, or affinities are NaN or outside [0, 1].
+        If an array has another dtype or shape, affinities are NaN or outside [0, 1], or a
+        semantic label is above 5.
     """
     placement = Placement(box, read_box, bounds, REGION_GRAPH_HALO)
     with data_errors():
-        pairs, affinity, area, key, ids, size, anchor, total, start, stop = (
-            _cpp.region_graph(
-                placement.labels(supervoxels),
-                placement.affinities(affinities),
-                placement.origin,
-                placement.core,
-                placement.corners,
-            )
+        columns = _cpp.region_graph(
+            placement.labels(supervoxels),
+            placement.affinities(affinities),
+            None if semantics is None else _semantic_volume(semantics, read_box),
+            placement.origin,
+            placement.core,
+            placement.corners,
+            threads,
         )
-    graph = RegionGraph(
-        ids=ids,
-        size=size,
-        anchor=anchor,
-        coordinate_sum=total,
-        start=start,
-        stop=stop,
-        pairs=pairs,
-        affinity=affinity,
-        area=area,
-        key=key,
-        scale=scale_of(affinities),
-    )
-    return merge_region_graphs([graph])
+    return RegionGraph(*columns, scale=scale_of(affinities))
 
 
 def merge_region_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
@@ -158,9 +166,21 @@ def merge_region_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
         coordinate_sum=reduced(nodes, np.add, "coordinate_sum"),
         start=reduced(nodes, np.minimum, "start"),
         stop=reduced(nodes, np.maximum, "stop"),
+        classes=reduced(nodes, np.add, "classes"),
+        faces=reduced(nodes, np.bitwise_or, "faces"),
         pairs=reduced(contacts, np.minimum, "pairs"),
         affinity=reduced(contacts, np.add, "affinity"),
         area=reduced(contacts, np.add, "area"),
         key=reduced(contacts, np.minimum, "key"),
         scale=scale,
     )
+
+
+def _semantic_volume(array: NDArray[Any], read_box: Bbox) -> NDArray[np.uint8]:
+    shape = read_box.shape.astuple()
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise DataError(
+            f"semantic labels are {array.dtype} of shape {array.shape} but box {read_box} "
+            f"calls for uint8 of shape {shape}"
+        )
+    return np.asfortranarray(array)

@@ -89,7 +89,12 @@ def require_memory(run: Run, limit: int) -> None:
 
 def peak_memory(stage: Stage, specs: Specs) -> int:
     """Return the memory of a process that does the largest task [byte]."""
-    return PROCESS_BYTES + stage.memory(specs)
+    return max(wave_memory(wave, specs) for wave in stage.plan())
+
+
+def wave_memory(wave: Wave, specs: Specs) -> int:
+    """Return the memory of a process that does the largest task of a wave [byte]."""
+    return PROCESS_BYTES + wave.stage.memory(specs, wave.level)
 
 
 def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
@@ -114,7 +119,7 @@ def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
         voxels=voxels,
         bytes_in=bytes_in * len(wave),
         bytes_out=bytes_out,
-        peak_memory=peak_memory(stage, specs),
+        peak_memory=wave_memory(wave, specs),
     )
 
 

@@ -154,7 +154,7 @@ class Affinities(VolumeStage):
             )
         return faults
 
-    def memory(self, specs: Specs) -> int:
+    def memory(self, specs: Specs, level: int = 0) -> int:
         """Estimate as the engine does [byte]."""
         from pipeline.nets import peak_bytes
 

@@ -7,16 +7,19 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.kernels.agglomerate import Clusters, Constraints, agglomerate
+from pipeline.kernels.agglomerate import Clusters, Constraints, MeanLinkage, agglomerate
+from pipeline.kernels.partition import Unfinished
 from pipeline.kernels.region_graph import RegionGraph
 from pipeline.specs import Partitioned, Read, Record, Table
 from pipeline.stages.base import Layer, Task
-from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, UpSweep
+from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, OpenBytes, UpSweep
 
 MERGES = "merges"
 """Part of a node's record: the merges that it made."""
 REFUSALS = "refusals"
 """Part: the merges that the constraints refused."""
+
+AGGLOMERATION_OPEN_BYTES = OpenBytes(per_face_voxel=40.0)
 
 
 class Agglomeration(UpSweep):
@@ -40,6 +43,7 @@ class Agglomeration(UpSweep):
     """
 
     name: ClassVar[str] = "agglomeration"
+    open_bytes: ClassVar[OpenBytes] = AGGLOMERATION_OPEN_BYTES
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"graph": ("bounds", "chunk")}
 
     graph: Layer
@@ -81,6 +85,14 @@ class Agglomeration(UpSweep):
             }
         )
 
+    def linkage(self, scale: int) -> MeanLinkage:
+        """Merge by mean affinity."""
+        return MeanLinkage(self.threshold, self.floor, self.constraints, scale)
+
+    def unfinished(self, scale: int, state: Table) -> Unfinished:
+        """Leave what is open or waits."""
+        return self.linkage(scale).unfinished(Clusters.from_table(state))
+
 
 class SegmentTable(DownSweep):
     """The segment of every supervoxel, chunk by chunk.
@@ -92,3 +104,4 @@ class SegmentTable(DownSweep):
     """
 
     name: ClassVar[str] = "segment_table"
+    open_bytes: ClassVar[OpenBytes] = AGGLOMERATION_OPEN_BYTES

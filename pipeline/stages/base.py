@@ -203,12 +203,12 @@ class Stage(BaseModel, ABC):
         """Return what is wrong with the configuration, given its input layers."""
         return []
 
-    def memory(self, specs: Specs) -> int:
-        """Estimate the peak memory of the largest task [byte].
+    def memory(self, specs: Specs, level: int = 0) -> int:
+        """Estimate the peak memory of the largest task of a wave [byte].
 
         The first task is as large as any, but for the halo below it.
         """
-        task = self.task(next(iter(self.plan()[0])))
+        task = self.task(next(iter(self.keys(level))))
         reads = [r for r in self.reads(task).values() if isinstance(r, Region)]
         total = self.bytes_per_voxel * max((r.box.volume for r in reads), default=0)
         for read in reads:
@@ -274,12 +274,12 @@ class OctreeStage(Stage):
     merge_bytes_per_voxel: ClassVar[float] = 8.0
     """Memory to merge records [byte per voxel of the node]."""
 
-    def memory(self, specs: Specs) -> int:
-        """Estimate the larger of a leaf's and the top's peak memory [byte]."""
-        top = 0.0
-        if self.grid.height > 0:
-            top = self.merge_bytes_per_voxel * self.bounds.volume
-        return max(super().memory(specs), int(top))
+    def memory(self, specs: Specs, level: int = 0) -> int:
+        """Estimate from the voxels of a chunk, or of a node [byte]."""
+        if level == 0:
+            return super().memory(specs, level)
+        node = (self.grid.chunk * 2**level).minimum(self.bounds.shape)
+        return int(self.merge_bytes_per_voxel * node.product)
 
     def octree_level(self, level: int) -> int:
         """Return the level itself."""

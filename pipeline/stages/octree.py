@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.geometry import ALL_FACES, ChunkKey
+from pipeline.geometry import ALL_FACES, Bbox, ChunkKey, Grid, Vec3
 from pipeline.kernels.merge_basins import Outcomes
+from pipeline.kernels.partition import (
+    Linkage,
+    Unfinished,
+    answers,
+    depart,
+    enter,
+    lead,
+    pass_on,
+    settle_in,
+)
 from pipeline.specs import LayerSpec, Partitioned, Read, Record, RecordsSpec, Table
 from pipeline.stages.base import Layer, Specs, Stage, Task, Wave
 
@@ -21,45 +34,220 @@ OUTCOMES = "outcomes"
 """Part that says what became of what the children held."""
 
 
-class UpSweep(Stage):
-    """Decides at every node of the octree what the node knows enough to decide.
+@dataclass(frozen=True)
+class OpenBytes:
+    """How much a node cannot decide, from what was measured on tissue.
 
-    A node's record has the parts ``state``, which its parent reads, and ``outcomes``,
-    which say what became of everything that its children left open; more where the
-    stage says so. A `DownSweep` gives each chunk the answers.
+    Parameters
+    ----------
+    per_face_voxel : float
+        Memory to merge what one voxel of an open face leaves [byte].
     """
 
-    def octree_level(self, level: int) -> int:
-        """Return the level itself."""
-        return level
+    per_face_voxel: float
 
-    def plan(self) -> list[Wave]:
-        """Return a wave for each level of the octree, from the chunks up."""
-        return [Wave(self, level) for level in range(self.grid.height + 1)]
+    def left(self, shape: Vec3, grid: Grid) -> float:
+        """Return what a node of a shape leaves, and its working copies [byte]."""
+        faces = 0
+        for axis in range(3):
+            if shape[axis] < grid.bounds.shape[axis]:
+                faces += 2 * shape.product // shape[axis]
+        return self.per_face_voxel * faces
+
+
+class _Octree(Stage):
+    """What the way up and the way down have in common: where it goes over into rounds.
+
+    Parameters
+    ----------
+    node_limit_gb : float or None
+        Memory that a node may take, by the model of what stays open [GB]. Levels whose
+        nodes would take more are replaced by rounds of merging in partitions that take
+        less; None sets no limit.
+    rounds : int
+        Rounds before the merging in partitions is given up. A round without work costs
+        three small waves; more can be added to a run that needs more.
+    """
+
+    places: ClassVar[frozenset[str]] = frozenset({"rounds"})
+    open_bytes: ClassVar[OpenBytes]
+
+    node_limit_gb: float | None = Field(default=None, gt=0)
+    rounds: int = Field(default=40, ge=1)
+
+    @property
+    def top(self) -> int:
+        """Highest level of the octree that is computed node by node."""
+        if self.node_limit_gb is None:
+            return self.grid.height
+        fits = (
+            level
+            for level in range(1, self.grid.height + 1)
+            if self.node_bytes(level) > self.node_limit_gb * 1e9
+        )
+        return next(fits, self.grid.height + 1) - 1
+
+    @property
+    def n_partitions(self) -> int:
+        """Partitions of what the highest nodes leave, 0 if they leave nothing."""
+        if self.top == self.grid.height or self.node_limit_gb is None:
+            return 0
+        # Each partition works on about twice its share: its own, and what visits it.
+        nodes = self.grid.counts(self.top).product
+        left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
+        return max(2, math.ceil(2 * left / (self.node_limit_gb * 1e9)))
+
+    @property
+    def answering(self) -> int:
+        """Level of the wave in which partitions answer."""
+        return self.top + 1 + 3 * self.rounds
+
+    def node_bytes(self, level: int) -> int:
+        """Estimate the memory of a node at a level above the chunks [byte]."""
+        shape = self._node_shape(level - 1)
+        children = (Vec3.of(2).minimum(self.grid.counts(level - 1))).product
+        return int(children * self.open_bytes.left(shape, self.grid))
+
+    def _node_shape(self, level: int) -> Vec3:
+        return (self.grid.chunk * 2**level).minimum(self.bounds.shape)
+
+    def octree_level(self, level: int) -> int:
+        """Return the level itself, 0 in the grid of partitions."""
+        return level if level <= self.top else 0
+
+    def grid_at(self, level: int) -> Grid:
+        """Return the grid of chunks, or above it one cell for each partition."""
+        if level <= self.top:
+            return self.grid
+        cells = Vec3(self.n_partitions, 1, 1)
+        return Grid(Bbox(Vec3(0, 0, 0), cells), Vec3(1, 1, 1))
+
+    def touches(self, key: ChunkKey, box: Bbox) -> bool:
+        """Whether a node has to do with a box; a partition has to do with any."""
+        return key.level > self.top or super().touches(key, box)
 
     def voxels(self, task: Task) -> int:
         """Count the voxels of chunks; nodes above them look at no voxel again."""
         return task.box.volume if task.key.level == 0 else 0
 
+    def target(self, task: Task) -> Record:
+        """Write the record of the node."""
+        return Record(self.output, str(task.key))
+
+    def describe(self, specs: Specs) -> LayerSpec:
+        """Write records."""
+        return RecordsSpec()
+
+    def memory(self, specs: Specs, level: int = 0) -> int:
+        """Estimate from the voxels of a chunk or from what is open in a node [byte]."""
+        if level == 0:
+            return super().memory(specs, level)
+        if level <= self.top:
+            return self.node_bytes(level)
+        nodes = self.grid.counts(self.top).product
+        left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
+        return int(2 * left / self.n_partitions)
+
+
+class UpSweep(_Octree):
+    """Decides at every node of the octree what the node knows enough to decide.
+
+    A node's record has the parts ``state``, which its parent reads, and ``outcomes``,
+    which say what became of everything that its children left open; more where the
+    stage says so. A `DownSweep` gives each chunk the answers. Where nodes would take
+    more than the limit, what the highest ones leave is merged in partitions, in rounds
+    of three waves: clusters come home and leave for their best neighbour, leaders
+    decide, and neighbours are told (see `pipeline.kernels.partition`).
+    """
+
+    def plan(self) -> list[Wave]:
+        """Return a wave for each level of the octree, from the chunks up, then rounds."""
+        last = self.answering if self.n_partitions else self.top
+        return [Wave(self, level) for level in range(last + 1)]
+
     def reads(self, task: Task) -> dict[str, Read]:
         """Read voxels or records at level 0, the state of the children above."""
         if task.key.level == 0:
             return self.leaf_reads(task)
-        children = task.key.children(self.grid)
-        return {"children": [Record(self.output, str(k), STATE) for k in children]}
+        if task.key.level <= self.top:
+            children = task.key.children(self.grid)
+            return {"children": [Record(self.output, str(k), STATE) for k in children]}
+        return self._round_reads(task.key)
 
     def process(self, task: Task, *args: Any, **inputs: Any) -> Partitioned:
-        """Decide what the chunk or the node can."""
-        if task.key.level == 0:
-            leaf = self.leaf(task, **inputs)
-            return self.decide(task, [leaf], octants=[0], outward=[ALL_FACES])
-        keys = task.key.children(self.grid)
-        return self.decide(
-            task,
-            inputs["children"],
-            octants=[k.octant for k in keys],
-            outward=[k.outward_faces for k in keys],
+        """Decide what the chunk, the node or the partition can."""
+        level = task.key.level
+        if level > self.top:
+            return self._round(task.key, **inputs)
+        if level == 0:
+            children, keys = [self.leaf(task, **inputs)], [task.key]
+            octants, outward = [0], [ALL_FACES]
+        else:
+            children, keys = inputs["children"], task.key.children(self.grid)
+            octants = [k.octant for k in keys]
+            outward = [k.outward_faces for k in keys]
+        decided = self.decide(task, children, octants=octants, outward=outward)
+        if level < self.top or not self.n_partitions:
+            return decided
+        state = decided.parts[STATE]
+        nodes = self.grid.counts(self.top)
+        number = task.key.x + nodes.x * (task.key.y + nodes.y * task.key.z)
+        scale = int(state["scale"])
+        entering = enter(
+            self.linkage(scale), self.unfinished(scale, state), number, self.n_partitions
         )
+        parts = {name: part for name, part in decided.parts.items() if name != STATE}
+        return Partitioned(parts | _scaled(entering, scale))
+
+    def _round_reads(self, key: ChunkKey) -> dict[str, Read]:
+        """Read what a wave of a round needs."""
+        me, wave = key.x, key.level - self.top - 1
+        step = _STEPS[wave % 3]
+
+        def everyone(back: int, part: str) -> Read:
+            level = key.level - back
+            return [
+                Record(self.output, str(ChunkKey(level, p, 0, 0)), part)
+                for p in range(self.n_partitions)
+            ]
+
+        def mine(back: int, part: str) -> Read:
+            return Record(self.output, str(ChunkKey(key.level - back, me, 0, 0)), part)
+
+        if wave == 0:
+            nodes = Wave(self, self.top)
+            return {"arrivals": [Record(self.output, str(k), f"home:{me}") for k in nodes]}
+        if step == "settle":
+            return {
+                "kept": mine(3, "kept"),
+                "arrivals": everyone(2, f"home:{me}"),
+                "renames": everyone(1, f"home:{me}"),
+                "taken": mine(1, "taken"),
+            }
+        if step == "lead":
+            return {"kept": mine(1, "kept"), "travellers": everyone(1, f"home:{me}")}
+        return {"messages": everyone(1, f"exchange:{me}")}
+
+    def _round(self, key: ChunkKey, **inputs: Any) -> Partitioned:
+        tables = [t for v in inputs.values() for t in (v if isinstance(v, list) else [v])]
+        scale = next((int(t["scale"]) for t in tables if "scale" in t), 1)
+        linkage, n = self.linkage(scale), self.n_partitions
+        if "messages" in inputs:
+            parts = pass_on(inputs["messages"], n)
+        elif "travellers" in inputs:
+            parts = lead(linkage, **inputs, n=n)
+        else:
+            home = settle_in(
+                linkage,
+                kept=inputs.get("kept", {}),
+                arrivals=inputs["arrivals"],
+                renames=inputs.get("renames", []),
+                taken=inputs.get("taken", {}),
+            )
+            if key.level == self.answering:
+                return answers(home, [f"{k}" for k in Wave(self, self.top)])
+            parts = depart(linkage, home, n)
+        return Partitioned(_scaled(parts, scale))
 
     @abstractmethod
     def leaf_reads(self, task: Task) -> dict[str, Read]:
@@ -80,16 +268,23 @@ class UpSweep(Stage):
     ) -> Partitioned:
         """Decide what can be decided of the children's states."""
 
-    def target(self, task: Task) -> Record:
-        """Write the record of the node."""
-        return Record(self.output, str(task.key))
+    @abstractmethod
+    def linkage(self, scale: int) -> Linkage:
+        """Return how partitions merge, at a fixed-point scale."""
 
-    def describe(self, specs: Specs) -> LayerSpec:
-        """Write records."""
-        return RecordsSpec()
+    @abstractmethod
+    def unfinished(self, scale: int, state: Table) -> Unfinished:
+        """Return what a state leaves for the partitions."""
 
 
-class DownSweep(Stage):
+_STEPS = ("settle", "lead", "tell")
+
+
+def _scaled(parts: Mapping[str, Table], scale: int) -> dict[str, Table]:
+    return {name: part | {"scale": np.array(scale)} for name, part in parts.items()}
+
+
+class DownSweep(_Octree):
     """Hands the answers of an `UpSweep` down to the chunks.
 
     A node settles what its parent has decided for it, and answers its children. The
@@ -102,32 +297,31 @@ class DownSweep(Stage):
         Records of the up-sweep, over the same grid.
     """
 
-    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"decisions": ("bounds", "chunk")}
+    agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "decisions": ("bounds", "chunk", "node_limit_gb", "rounds")
+    }
 
     decisions: Layer
 
-    def octree_level(self, level: int) -> int:
-        """Return the level itself."""
-        return level
-
     def plan(self) -> list[Wave]:
         """Return a wave for each level of the octree, from the top down."""
-        return [Wave(self, level) for level in reversed(range(self.grid.height + 1))]
-
-    def voxels(self, task: Task) -> int:
-        """Count the voxels of chunks."""
-        return task.box.volume if task.key.level == 0 else 0
+        return [Wave(self, level) for level in reversed(range(self.top + 1))]
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the node's outcomes, and what its parent answers."""
         key = str(task.key)
         reads: dict[str, Read] = {"outcomes": Record(self.decisions, key, OUTCOMES)}
-        if task.key.level < self.grid.height:
-            reads["above"] = Record(self.output, str(task.key.parent), key)
+        if task.key.level < self.top:
+            reads["above"] = [Record(self.output, str(task.key.parent), key)]
+        elif self.n_partitions:
+            reads["above"] = [
+                Record(self.decisions, str(ChunkKey(self.answering, p, 0, 0)), key)
+                for p in range(self.n_partitions)
+            ]
         return reads
 
     def process(
-        self, task: Task, outcomes: Table, above: Table | None = None
+        self, task: Task, outcomes: Table, above: Sequence[Table] = ()
     ) -> Table | Partitioned:
         """Settle, and part by child."""
         rows = Outcomes.from_table(outcomes)
@@ -148,17 +342,9 @@ class DownSweep(Stage):
         """Return the ids that chunks write for the targets."""
         return targets
 
-    def target(self, task: Task) -> Record:
-        """Write the record of the node."""
-        return Record(self.output, str(task.key))
-
-    def describe(self, specs: Specs) -> LayerSpec:
-        """Write records."""
-        return RecordsSpec()
-
 
 def _looked_up(
-    output: str, key: ChunkKey, ids: NDArray[np.uint64], table: Table | None
+    output: str, key: ChunkKey, ids: NDArray[np.uint64], tables: Sequence[Table]
 ) -> NDArray[np.uint64]:
     """Return what a parent answers for ids.
 
@@ -167,7 +353,9 @@ def _looked_up(
     DataError
         If it has no answer for one.
     """
-    known = table["ids"] if table else np.zeros(0, np.uint64)
+    none = np.zeros(0, np.uint64)
+    known = np.concatenate([none, *(t["ids"] for t in tables if t)])
+    targets = np.concatenate([none, *(t["targets"] for t in tables if t)])
     order = np.argsort(known)
     rows = np.searchsorted(known, ids, sorter=order)
     found = rows < len(known)
@@ -177,7 +365,4 @@ def _looked_up(
             f"{output}: the parent of {key} says nothing of id {ids[~found][0]}; delete "
             f"{output} and the layer of its decisions, and run again"
         )
-    answers: NDArray[np.uint64] = (
-        table["targets"][order[rows]] if table else np.zeros(0, np.uint64)
-    )
-    return answers
+    return targets[order[rows]]

@@ -168,7 +168,7 @@ class ShardStage(Stage):
         """Write one shard."""
         return Record(self.output, str(task.key))
 
-    def memory(self, specs: Specs) -> int:
+    def memory(self, specs: Specs, level: int = 0) -> int:
         """Estimate the peak memory of a shard from the surface that fits in it [byte]."""
         per_shard = self.bounds.volume / 2**self.sharding.shard_bits
         return int(40 * per_shard) + 2**28

@@ -19,18 +19,26 @@ from pipeline.errors import GeometryError
 from pipeline.geometry import Grid, Halo, Vec3
 from pipeline.ids import IdLayout
 from pipeline.kernels.basin_graph import BASIN_GRAPH_HALO, basin_graph
-from pipeline.kernels.merge_basins import OpenBasins, merge_basins, open_basins
+from pipeline.kernels.merge_basins import (
+    OpenBasins,
+    SingleLinkage,
+    merge_basins,
+    open_basins,
+)
 from pipeline.kernels.naming import anchors, named_by_first_voxel
+from pipeline.kernels.partition import Unfinished
 from pipeline.kernels.watershed import WATERSHED_HALO, watershed
 from pipeline.specs import Partitioned, Read, Region, Table, VolumeSpec
 from pipeline.stages.base import Layer, Specs, Stage, Task
-from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, UpSweep
+from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, OpenBytes, UpSweep
 from pipeline.stages.volume import (
     AFFINITY_DTYPES,
     VolumeStage,
     expect_bounds,
     expect_volume,
 )
+
+BASIN_OPEN_BYTES = OpenBytes(per_face_voxel=20.0)
 
 
 class _Watershed(Stage):
@@ -174,6 +182,7 @@ class BasinGraphs(UpSweep, _Watershed):
     """
 
     name: ClassVar[str] = "basin_graph"
+    open_bytes: ClassVar[OpenBytes] = BASIN_OPEN_BYTES
     halo: ClassVar[Halo] = BASIN_GRAPH_HALO
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "basins": ("bounds", "chunk", *_Watershed.__annotations__)
@@ -226,6 +235,14 @@ class BasinGraphs(UpSweep, _Watershed):
         )
         return Partitioned({STATE: state.to_table(), OUTCOMES: outcomes.to_table()})
 
+    def linkage(self, scale: int) -> SingleLinkage:
+        """Merge by greatest affinity, as sizes allow."""
+        return SingleLinkage(self.size_threshold, self.dust)
+
+    def unfinished(self, scale: int, state: Table) -> Unfinished:
+        """Leave what is open or waits."""
+        return self.linkage(scale).unfinished(OpenBasins.from_table(state))
+
     def check(self, specs: Specs) -> list[str]:
         """Check the inputs."""
         return self.affinity_faults(specs) + super().check(specs)
@@ -246,6 +263,7 @@ class SupervoxelTable(DownSweep):
     """
 
     name: ClassVar[str] = "supervoxel_table"
+    open_bytes: ClassVar[OpenBytes] = BASIN_OPEN_BYTES
 
     id_chunk: Vec3 = Vec3(512, 512, 128)
 

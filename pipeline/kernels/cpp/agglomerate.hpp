@@ -33,6 +33,12 @@ struct MeanContact {
   std::uint64_t sum = 0, area = 0, key = 0;
 };
 
+inline bool ranks_higher(const MeanContact& p, const MeanContact& q) {
+  const Wide left = static_cast<Wide>(p.sum) * q.area;
+  const Wide right = static_cast<Wide>(q.sum) * p.area;
+  return left != right ? left > right : p.key < q.key;
+}
+
 struct Cluster {
   std::uint64_t name;     // least supervoxel in it
   std::uint64_t size;     // voxels
@@ -99,6 +105,7 @@ struct Agglomeration {
   std::vector<Refusal> refusals;
   std::vector<std::uint64_t> targets;   // of each id, at the threshold
   std::vector<std::uint8_t> settled;    // of each id: its target is a name, else an id
+  std::vector<std::uint64_t> holders;   // of each id: the unfinished cluster it is in, or 0
   std::vector<std::uint64_t> ids;       // of the clusters that are not finished
   std::vector<Cluster> clusters;
   std::vector<OpenContact> contacts;    // among them
@@ -136,9 +143,7 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
     constexpr double slack = 8 * std::numeric_limits<double>::epsilon();
     if (p.mean < q.mean * (1 - slack)) return true;
     if (q.mean < p.mean * (1 - slack)) return false;
-    const Wide left = static_cast<Wide>(p.contact.sum) * q.contact.area;
-    const Wide right = static_cast<Wide>(q.contact.sum) * p.contact.area;
-    return left != right ? left < right : p.contact.key > q.contact.key;
+    return ranks_higher(q.contact, p.contact);
   };
   std::vector<Candidate> first_candidates;
   const auto candidate = [](const MeanContact& contact, std::uint32_t i, std::uint32_t j) {
@@ -170,19 +175,18 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
       is_worse, std::move(first_candidates));
 
   constexpr std::uint32_t none = ~0u;
-  std::vector<std::uint32_t> handle(n);
-  std::vector<std::uint8_t> gone(n, 0);
+  std::vector<std::uint32_t> parent(n), handle(n);
   // Clusters at the threshold, and which of them a cluster is, until it goes below.
   std::vector<std::uint32_t> strict_parent(n), strict(n);
   std::vector<std::uint64_t> strict_name(n);
   std::vector<std::uint8_t> strict_settled(n, 0), blocked(n);
   for (std::uint32_t i = 0; i < n; ++i) {
-    handle[i] = strict_parent[i] = strict[i] = i;
+    parent[i] = handle[i] = strict_parent[i] = strict[i] = i;
     strict_name[i] = clusters[i].name;
     blocked[i] = clusters[i].open;
   }
-  const auto strict_root = [&](std::uint32_t i) {
-    while (strict_parent[i] != i) i = strict_parent[i] = strict_parent[strict_parent[i]];
+  const auto root_of = [](std::vector<std::uint32_t>& up, std::uint32_t i) {
+    while (up[i] != i) i = up[i] = up[up[i]];
     return i;
   };
 
@@ -212,7 +216,7 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
     total.open = total.open || added.open;
     blocked[keep] = static_cast<std::uint8_t>(blocked[keep] | blocked[drop]);
     handle[keep] = kept_handle;
-    gone[drop] = 1;
+    parent[drop] = keep;
 
     neighbours[keep].erase(drop + 1ull);
     const FlatMap<MeanContact> dropped =
@@ -278,7 +282,7 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
   std::vector<std::uint32_t> place(n, none);  // of each root, in the result
   std::vector<std::uint32_t> strict_handle(n, none);
   for (std::uint32_t i = 0; i < n; ++i) {
-    if (gone[i]) continue;
+    if (parent[i] != i) continue;
     if (!blocked[i]) {
       if (strict[i] != none) strict_settled[strict[i]] = 1;
       continue;
@@ -300,12 +304,39 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
   }
   result.targets.resize(n);
   result.settled.resize(n);
+  result.holders.resize(n);
   for (std::uint32_t i = 0; i < n; ++i) {
-    const std::uint32_t side = strict_root(i);
+    const std::uint32_t side = root_of(strict_parent, i);
     result.settled[i] = strict_settled[side];
     result.targets[i] = strict_settled[side] ? strict_name[side] : ids[strict_handle[side]];
+    const std::uint32_t root = root_of(parent, i);
+    result.holders[i] = place[root] == none ? 0 : result.ids[place[root]];
   }
   return result;
+}
+
+// The row of the greatest contact of each of n clusters, or -1 if none reaches the
+// floor. `owners` says whose each row is.
+inline std::vector<std::int64_t> best_contacts(std::size_t n,
+                                               std::span<const std::uint32_t> owners,
+                                               std::span<const MeanContact> contacts,
+                                               std::uint64_t floor, std::uint64_t scale) {
+  std::vector<std::int64_t> best(n, -1);
+  for (std::size_t k = 0; k < owners.size(); ++k) {
+    const MeanContact& contact = contacts[k];
+    if (owners[k] >= n) {
+      throw std::invalid_argument("contact " + std::to_string(k) + " has no cluster");
+    }
+    if (static_cast<Wide>(contact.sum) * fraction_steps <
+        static_cast<Wide>(contact.area) * floor * scale) {
+      continue;
+    }
+    std::int64_t& row = best[owners[k]];
+    if (row < 0 || ranks_higher(contact, contacts[static_cast<std::size_t>(row)])) {
+      row = static_cast<std::int64_t>(k);
+    }
+  }
+  return best;
 }
 
 struct Step {
@@ -317,9 +348,7 @@ struct Step {
 // them, and calls each side after the least id in it. Sorts `merges`.
 inline std::vector<Step> replay(std::vector<Merge> merges) {
   std::sort(merges.begin(), merges.end(), [](const Merge& p, const Merge& q) {
-    const Wide left = static_cast<Wide>(p.contact.sum) * q.contact.area;
-    const Wide right = static_cast<Wide>(q.contact.sum) * p.contact.area;
-    return left != right ? left > right : p.contact.key < q.contact.key;
+    return ranks_higher(p.contact, q.contact);
   });
   FlatMap<std::uint64_t> parent(2 * merges.size());
   const auto name_of = [&](std::uint64_t id) {

@@ -14,6 +14,44 @@
 
 namespace em {
 
+struct AllEdges {
+  AllEdges(const Affinities& affinities, const Frame& frame)
+      : n(volume(frame.shape)), data(3 * n) {
+    AffinityRows rows(affinities, Box{{0, 0, 0}, frame.shape});
+    for (int axis = 0; axis < 3; ++axis)
+      for (std::int64_t z = 0; z < frame.shape[2]; ++z)
+        for (std::int64_t y = 0; y < frame.shape[1]; ++y)
+          rows.load(axis, y, z, data.data() + axis * n + frame.index(0, y, z));
+  }
+  std::uint32_t at(std::size_t i, int axis) const { return data[i + axis * n]; }
+  std::size_t n;
+  std::vector<std::uint32_t> data;
+};
+inline Choice choose(const AllEdges& affinities, const Frame& frame, const Vec3& v,
+              std::int64_t low) {
+  const std::size_t here = frame.index(v[0], v[1], v[2]);
+  const auto strides = frame.strides();
+  std::int64_t best = -1;
+  Choice choice = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (!frame.has_lower(v, axis)) continue;
+    const std::int64_t affinity = affinities.at(here, axis);
+    if (affinity >= best) {
+      best = affinity;
+      choice = to_lower(axis);
+    }
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    if (!frame.has_upper(v, axis)) continue;
+    const std::int64_t affinity = affinities.at(here + strides[axis], axis);
+    if (affinity >= best) {
+      best = affinity;
+      choice = to_upper(axis);
+    }
+  }
+  return best > low ? choice : Choice{0};
+}
+
 // Gives labels dense numbers from 0 in the order in which they are first seen.
 class DenseLabels {
  public:
@@ -60,13 +98,12 @@ struct BasinGraph {
   std::vector<BasinEdge> edges;
 };
 
-template <class T>
-BasinGraph basin_graph(const std::uint64_t* labels, const Affinities<T>& affinities,
+inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& source,
                        const Frame& frame, const Thresholds& thresholds) {
   struct Greatest {
     std::uint64_t affinity = 0, key = 0;
   };
-  require_affinities(affinities);
+  const AllEdges affinities(source, frame);
   const auto strides = frame.strides();
   DenseLabels dense;
   std::vector<std::uint64_t> counts;

@@ -1,31 +1,42 @@
 // Watershed basins, their graph, and its merging.
 #include "bindings.hpp"
+
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
 #include "basin_graph.hpp"
 #include "merge_basins.hpp"
 #include "watershed.hpp"
 
 namespace {
 
-template <class T>
-auto watershed(const AffinityVolume<T>& affinities, const em::Vec3& origin,
-               const Corners& core, const Corners& bounds, double low, double high,
-               uint64_t base) {
+auto watershed(const AffinityVolume& affinities, const em::Vec3& origin,
+               const Corners& core, const Corners& bounds,
+               const std::optional<Volume<uint8_t>>& mask, double low, double high,
+               uint64_t size_threshold, uint64_t dust, uint64_t base, std::size_t threads) {
   const em::Frame placed = frame(affinities, origin, core, bounds);
   const em::Vec3 shape = em::extent(placed.core);
-  std::unique_ptr<uint64_t[]> labels(new uint64_t[em::volume(shape)]);
+  // The kernel uses the array for labels of other sizes, so it is made as bytes.
+  const std::size_t size = em::volume(shape) * sizeof(uint64_t);
+  std::unique_ptr<std::byte[]> labels(new std::byte[size]);
   {
     const nb::gil_scoped_release released;
-    em::watershed(view(affinities), placed, em::Thresholds::of<T>(low, high), base,
-                  labels.get());
+    const em::Affinities source = view(affinities);
+    em::watershed(source, placed, mask ? mask->data() : nullptr,
+                  em::Thresholds::of(source.scale(), low, high), {size_threshold, dust},
+                  base, threads, labels.get());
   }
   const std::array<std::size_t, 3> dims{static_cast<std::size_t>(shape[0]),
                                         static_cast<std::size_t>(shape[1]),
                                         static_cast<std::size_t>(shape[2])};
-  return owned<uint64_t, 3>(std::move(labels), dims, 'F');
+  std::byte* raw = labels.release();
+  const nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<std::byte*>(p); });
+  return Array<uint64_t>(raw, 3, dims.data(), owner, nullptr, nb::dtype<uint64_t>(), 0, 0,
+                         'F');
 }
 
-template <class T>
-auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affinities,
+auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                  const em::Vec3& origin, const Corners& core, const Corners& bounds,
                  double low, double high) {
   em::BasinGraph graph;
@@ -33,7 +44,7 @@ auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affini
     const nb::gil_scoped_release released;
     graph = em::basin_graph(labels.data(), view(affinities),
                             frame(affinities, origin, core, bounds),
-                            em::Thresholds::of<T>(low, high));
+                            em::Thresholds::of(view(affinities).scale(), low, high));
   }
   using Edge = em::BasinEdge;
   return std::tuple(
@@ -49,7 +60,7 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
                   const Column<uint64_t>& anchors, const Column<std::uint8_t>& open,
                   const Pairs& joins, const Pairs& pairs,
                   const Column<uint64_t>& affinities, const Column<uint64_t>& keys,
-                  uint64_t size_threshold, uint64_t dust) {
+                  uint64_t size_threshold, uint64_t dust, bool forest) {
   em::MergedBasins merged;
   {
     const nb::gil_scoped_release released;
@@ -63,7 +74,7 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
       edges[i] = {a, b, affinities.data()[i], keys.data()[i]};
     }
     merged = em::merge_basins(span(ids), basins, span(joins), std::move(edges),
-                              size_threshold, dust);
+                              size_threshold, dust, forest);
   }
   using Edge = em::BasinEdge;
   return std::tuple(
@@ -75,21 +86,17 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
       column<uint64_t>(merged.edges, [](const Edge& edge) { return edge.key; }));
 }
 
-template <class T>
-void bind_affinity_kernels(nb::module_& m) {
-  m.def("watershed", &watershed<T>, "affinities"_a.noconvert(), "origin"_a, "core"_a,
-        "bounds"_a, "low"_a, "high"_a, "base"_a);
-  m.def("basin_graph", &basin_graph<T>, "labels"_a.noconvert(), "affinities"_a.noconvert(),
-        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
-}
-
 }  // namespace
 
 void bind_basins(nb::module_& m) {
-  bind_affinity_kernels<std::uint8_t>(m);
-  bind_affinity_kernels<float>(m);
+  m.def("watershed", &watershed, "affinities"_a.noconvert(), "origin"_a, "core"_a,
+        "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "size_threshold"_a, "dust"_a,
+        "base"_a, "threads"_a);
+  m.def("basin_graph", &basin_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
+        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
         "anchors"_a.noconvert(), "open"_a.noconvert(), "joins"_a.noconvert(),
         "pairs"_a.noconvert(), "affinities"_a.noconvert(), "keys"_a.noconvert(),
-        "size_threshold"_a, "dust"_a);
+        "size_threshold"_a, "dust"_a, "forest"_a);
+  m.attr("join_affinity") = em::join_affinity;
 }

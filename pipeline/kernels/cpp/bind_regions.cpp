@@ -1,34 +1,8 @@
-// The region graph and its agglomeration.
+// The agglomeration of the region graph.
 #include "bindings.hpp"
 #include "agglomerate.hpp"
-#include "region_graph.hpp"
 
 namespace {
-
-template <class T>
-auto region_graph(const Volume<uint64_t>& labels, const AffinityVolume<T>& affinities,
-                  const em::Vec3& origin, const Corners& core, const Corners& bounds) {
-  em::RegionGraph graph;
-  {
-    const nb::gil_scoped_release released;
-    graph = em::region_graph(labels.data(), view(affinities),
-                             frame(affinities, origin, core, bounds));
-  }
-  using em::Contact, em::Region;
-  const auto& contacts = graph.contacts;
-  const auto& regions = graph.regions;
-  return std::tuple(
-      wide_column<uint64_t, 2>(graph.pairs, itself),
-      wide_column<uint64_t, 3>(contacts, [](const Contact& c) { return c.affinity; }),
-      wide_column<uint64_t, 3>(contacts, [](const Contact& c) { return c.area; }),
-      column<uint64_t>(contacts, [](const Contact& c) { return c.key; }),
-      column<uint64_t>(graph.ids, itself),
-      column<uint64_t>(regions, [](const Region& r) { return r.size; }),
-      column<uint64_t>(regions, [](const Region& r) { return r.anchor; }),
-      wide_column<int64_t, 3>(regions, [](const Region& r) { return r.sum; }),
-      wide_column<int64_t, 3>(regions, [](const Region& r) { return r.start; }),
-      wide_column<int64_t, 3>(regions, [](const Region& r) { return r.stop; }));
-}
 
 using Classes =
     nb::ndarray<const uint64_t, nb::shape<-1, em::n_classes>, nb::c_contig, nb::device::cpu>;
@@ -71,10 +45,11 @@ auto agglomerate(const Column<uint64_t>& ids, const Column<uint64_t>& names,
         column<uint64_t>(rows, [](const auto& row) { return row.contact.area; }),
         column<uint64_t>(rows, [](const auto& row) { return row.contact.key; }));
   };
-  const auto& [merges, refusals, targets, settled, open_ids, clusters, contacts] =
+  const auto& [merges, refusals, targets, settled, holders, open_ids, clusters, contacts] =
       result;
   return std::tuple(
-      std::tuple(column<uint64_t>(targets, itself), column<std::uint8_t>(settled, itself)),
+      std::tuple(column<uint64_t>(targets, itself), column<std::uint8_t>(settled, itself),
+                 column<uint64_t>(holders, itself)),
       std::tuple(
           column<uint64_t>(open_ids, itself),
           column<uint64_t>(clusters, [](const Cluster& c) { return c.name; }),
@@ -104,6 +79,21 @@ auto agglomerate(const Column<uint64_t>& ids, const Column<uint64_t>& names,
               }))));
 }
 
+Array<int64_t> best_contacts(std::size_t n, const Column<std::uint32_t>& owners,
+                             const Column<uint64_t>& sums, const Column<uint64_t>& areas,
+                             const Column<uint64_t>& keys, uint64_t floor, uint64_t scale) {
+  std::vector<int64_t> rows;
+  {
+    const nb::gil_scoped_release released;
+    std::vector<em::MeanContact> contacts(owners.size());
+    for (std::size_t i = 0; i < contacts.size(); ++i) {
+      contacts[i] = {sums.data()[i], areas.data()[i], keys.data()[i]};
+    }
+    rows = em::best_contacts(n, span(owners), contacts, floor, scale);
+  }
+  return column<int64_t>(rows, itself);
+}
+
 auto replay(const Pairs& pairs, const Column<uint64_t>& sums, const Column<uint64_t>& areas,
             const Column<uint64_t>& keys) {
   std::vector<em::Step> steps;
@@ -124,17 +114,9 @@ auto replay(const Pairs& pairs, const Column<uint64_t>& sums, const Column<uint6
       column<uint64_t>(steps, [](const Step& step) { return step.contact.area; }));
 }
 
-template <class T>
-void bind_affinity_kernels(nb::module_& m) {
-  m.def("region_graph", &region_graph<T>, "labels"_a.noconvert(),
-        "affinities"_a.noconvert(), "origin"_a, "core"_a, "bounds"_a);
-}
-
 }  // namespace
 
 void bind_regions(nb::module_& m) {
-  bind_affinity_kernels<std::uint8_t>(m);
-  bind_affinity_kernels<float>(m);
   nb::class_<em::Constraints>(m, "Constraints")
       .def(nb::new_(&constraints), "activation"_a, "labelled_size"_a, "labelled_share"_a,
            "clashes"_a, "both_members"_a, "one_member"_a);
@@ -143,6 +125,9 @@ void bind_regions(nb::module_& m) {
         "open"_a.noconvert(), "pairs"_a.noconvert(), "sums"_a.noconvert(),
         "areas"_a.noconvert(), "keys"_a.noconvert(), "threshold"_a, "floor"_a, "scale"_a,
         "rules"_a, "absorb"_a);
+  m.def("best_contacts", &best_contacts, "n"_a, "owners"_a.noconvert(),
+        "sums"_a.noconvert(), "areas"_a.noconvert(), "keys"_a.noconvert(), "floor"_a,
+        "scale"_a);
   m.def("replay", &replay, "pairs"_a.noconvert(), "sums"_a.noconvert(),
         "areas"_a.noconvert(), "keys"_a.noconvert());
 }

@@ -3,6 +3,7 @@
 
 NB_MODULE(_cpp, m) {
   bind_basins(m);
+  bind_region_graph(m);
   bind_regions(m);
   bind_relabel(m);
 }

@@ -24,6 +24,7 @@ using std::int64_t;
 using std::uint64_t;
 
 void bind_basins(nb::module_& m);
+void bind_region_graph(nb::module_& m);
 void bind_regions(nb::module_& m);
 void bind_relabel(nb::module_& m);
 
@@ -31,9 +32,8 @@ namespace {
 
 template <class T>
 using Volume = nb::ndarray<const T, nb::ndim<3>, nb::f_contig, nb::device::cpu>;
-template <class T>
-using AffinityVolume =
-    nb::ndarray<const T, nb::shape<-1, -1, -1, 3>, nb::f_contig, nb::device::cpu>;
+// uint8, float32, or the bits of float16 as uint16, in any memory order.
+using AffinityVolume = nb::ndarray<nb::ro, nb::shape<-1, -1, -1, 3>, nb::device::cpu>;
 template <class T>
 using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pairs = nb::ndarray<const uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
@@ -80,18 +80,31 @@ Array<T> wide_column(const std::vector<Row>& rows, Get get) {
 
 constexpr auto itself = [](const auto& row) -> const auto& { return row; };
 
-template <class T>
-em::Frame frame(const AffinityVolume<T>& affinities, const em::Vec3& origin,
-                const Corners& core, const Corners& bounds) {
+inline em::Frame frame(const AffinityVolume& affinities, const em::Vec3& origin,
+                       const Corners& core, const Corners& bounds) {
   const auto size = [&](std::size_t axis) {
     return static_cast<int64_t>(affinities.shape(axis));
   };
   return {{size(0), size(1), size(2)}, origin, {core[0], core[1]}, {bounds[0], bounds[1]}};
 }
 
-template <class T>
-em::Affinities<T> view(const AffinityVolume<T>& affinities) {
-  return {affinities.data(), affinities.size() / 3};
+inline em::Affinities view(const AffinityVolume& affinities) {
+  using em::AffinityType;
+  const nb::dlpack::dtype dtype = affinities.dtype();
+  em::Affinities result{static_cast<const std::byte*>(affinities.data()), {}, {}};
+  if (dtype == nb::dtype<uint8_t>()) {
+    result.type = AffinityType::uint8;
+  } else if (dtype == nb::dtype<uint16_t>()) {
+    result.type = AffinityType::float16;
+  } else if (dtype == nb::dtype<float>()) {
+    result.type = AffinityType::float32;
+  } else {
+    throw nb::type_error("affinities are not uint8, uint16 or float32");
+  }
+  for (std::size_t i = 0; i < 4; ++i) {
+    result.strides[i] = affinities.stride(i) * result.item_size();
+  }
+  return result;
 }
 
 }  // namespace

@@ -27,6 +27,9 @@ inline std::uint32_t place_of(std::uint64_t id, std::span<const std::uint64_t> i
   return static_cast<std::uint32_t>(found - ids.begin());
 }
 
+// Edges from this affinity on join two parts of one basin, whatever their size.
+constexpr std::uint64_t join_affinity = 1ull << 63;
+
 struct Basin {
   std::uint64_t size, anchor;  // anchor: the place of its first voxel in the volume
   bool open;                   // it may go on outside
@@ -47,7 +50,8 @@ struct MergedBasins {
 // decided, is blocked: an edge to it waits, and blocks its other side, unless that
 // one is large. Of the edges that wait a maximum spanning forest is kept: the least
 // edge of a cycle never merges, for its sides are joined by greater ones or were
-// both large when one of those was refused.
+// both large when one of those was refused. That is not done where an open side has
+// edges that are not given (`forest` off), for it would wait for this one.
 //
 // A cluster is called after its basin that begins first. One that is settled with
 // fewer than `dust` voxels is dropped: its target is 0.
@@ -55,7 +59,8 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
                                  std::span<const Basin> basins,
                                  std::span<const std::array<std::uint64_t, 2>> joins,
                                  std::vector<BasinEdge> edges,
-                                 std::uint64_t size_threshold, std::uint64_t dust) {
+                                 std::uint64_t size_threshold, std::uint64_t dust,
+                                 bool forest = true) {
   const std::size_t n = ids.size();
   DisjointSets sets(n), tentative(n);
   std::vector<std::uint64_t> size(n);
@@ -88,7 +93,9 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
     const std::uint32_t i = sets.find(place_of(edge.a, ids));
     const std::uint32_t j = sets.find(place_of(edge.b, ids));
     if (i == j) continue;
-    const bool i_large = size[i] >= size_threshold, j_large = size[j] >= size_threshold;
+    const bool joins_parts = edge.affinity >= join_affinity;
+    const bool i_large = !joins_parts && size[i] >= size_threshold;
+    const bool j_large = !joins_parts && size[j] >= size_threshold;
     if (i_large && j_large) continue;
     const bool i_free = !blocked[i], j_free = !blocked[j];
     if ((i_free && j_free) || (i_large && j_free) || (j_large && i_free)) {
@@ -100,7 +107,7 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
       continue;
     }
     blocked[i] = blocked[j] = 1;
-    if (tentative.find(i) == tentative.find(j)) continue;
+    if (forest && tentative.find(i) == tentative.find(j)) continue;
     tentative.unite(i, j);
     waits[i] = waits[j] = 1;
     kept.push_back(edge);

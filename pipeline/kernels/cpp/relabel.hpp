@@ -1,6 +1,7 @@
 // Replaces ids by the ids that a table gives for them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -8,22 +9,20 @@
 #include <string>
 
 #include "flat_map.hpp"
+#include "parallel.hpp"
 
 namespace em {
 
-// Background stays background.
+namespace detail {
+
 inline void relabel(std::span<const std::uint64_t> labels,
-                    std::span<const std::uint64_t> ids,
-                    std::span<const std::uint64_t> targets, bool keep_missing,
+                    const FlatMap<std::uint64_t>& table, bool keep_missing,
                     std::uint64_t* relabelled) {
-  FlatMap<std::uint64_t> table(ids.size());
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] != 0) table[ids[i]] = targets[i];
-  }
   std::uint64_t last = 0, target = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {
-    if (labels[i] != last) {
-      last = labels[i];
+    const std::uint64_t label = labels[i];
+    if (label != last) {
+      last = label;
       const std::uint64_t* found = last == 0 ? &last : table.find(last);
       if (found == nullptr && !keep_missing) {
         throw std::invalid_argument("id " + std::to_string(last) +
@@ -34,6 +33,26 @@ inline void relabel(std::span<const std::uint64_t> labels,
     }
     relabelled[i] = target;
   }
+}
+
+}  // namespace detail
+
+// Background stays background. `relabelled` may be the labels themselves.
+inline void relabel(std::span<const std::uint64_t> labels,
+                    std::span<const std::uint64_t> ids,
+                    std::span<const std::uint64_t> targets, bool keep_missing,
+                    std::uint64_t* relabelled, std::size_t threads) {
+  FlatMap<std::uint64_t> table(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] != 0) table[ids[i]] = targets[i];
+  }
+  const std::size_t n = labels.size(), pieces = std::clamp<std::size_t>(threads, 1, n + 1);
+  in_parallel(pieces, threads, [&](std::size_t piece) {
+    const std::size_t start = piece_start(n, pieces, piece);
+    const std::size_t stop = piece_start(n, pieces, piece + 1);
+    detail::relabel(labels.subspan(start, stop - start), table, keep_missing,
+                    relabelled + start);
+  });
 }
 
 }  // namespace em

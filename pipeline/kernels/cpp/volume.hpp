@@ -1,18 +1,22 @@
 // Where an array lies in the volume, and how its affinities are read.
 //
-// Arrays are x, y, z with x varying fastest. Affinity channel a at voxel v is
-// the edge (v, a), which joins v to its predecessor v - e_a. Edges are in a
-// strict total order: by affinity, then by key, which is the position of v in
-// the volume (z, then y, then x) and then the axis. The key does not know how
-// the volume was cut into chunks, so neither does any comparison of edges.
+// Labels and masks are x, y, z with x varying fastest; affinities may have any strides.
+// Affinity channel a at voxel v is the edge (v, a), which joins v to its predecessor
+// v - e_a. Edges are in a strict total order: by affinity, then by key, which is the
+// position of v in the volume (z, then y, then x) and then the axis. The key does not
+// know how the volume was cut into chunks, so neither does any comparison of edges.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace em {
 
@@ -30,26 +34,6 @@ inline Vec3 extent(const Box& box) {
 inline std::size_t volume(const Vec3& shape) {
   return static_cast<std::size_t>(shape[0] * shape[1] * shape[2]);
 }
-
-// The integer that stands for an affinity; `scale` stands for 1.
-template <class T>
-struct FixedPoint;
-
-template <>
-struct FixedPoint<std::uint8_t> {
-  static constexpr std::uint32_t scale = 255;
-  static std::uint32_t of(std::uint8_t affinity) { return affinity; }
-};
-
-// Rounded to the nearest step, halves up, after clamping to [0, 1].
-template <>
-struct FixedPoint<float> {
-  static constexpr std::uint32_t scale = 1u << 20;
-  static std::uint32_t of(float affinity) {
-    const double bounded = affinity < 0.0f ? 0.0 : affinity > 1.0f ? 1.0 : affinity;
-    return static_cast<std::uint32_t>(bounded * scale + 0.5);
-  }
-};
 
 // An array whose first voxel is at `origin` of a volume with the given
 // `bounds`. The chunk that owns the array's result is `core`, a box of the
@@ -71,6 +55,16 @@ struct Frame {
   bool has_upper(const Vec3& v, int axis) const {
     return origin[axis] + v[axis] + 1 < bounds.stop[axis];
   }
+  // The bounds in voxels of the array, up to where it ends: where they go on beyond it, no
+  // kernel asks for edges.
+  Box limits() const {
+    Box box = bounds;
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      box.start[axis] -= origin[axis];
+      box.stop[axis] = std::min(box.stop[axis] - origin[axis], shape[axis]);
+    }
+    return box;
+  }
   // The position of a voxel in the scan order of the whole volume.
   std::uint64_t position(const Vec3& v) const {
     const Vec3 size = extent(bounds);
@@ -83,42 +77,301 @@ struct Frame {
   }
 };
 
-template <class T>
-struct Affinities {
-  const T* data;
-  std::size_t n_voxels;
+enum class AffinityType { uint8, float16, float32 };
 
-  std::uint32_t at(std::size_t index, int axis) const {
-    return FixedPoint<T>::of(data[index + static_cast<std::size_t>(axis) * n_voxels]);
+// Affinities as they lie in memory: any dtype, any strides. They are read through
+// `AffinityRows` as fixed-point integers, so no kernel depends on either.
+struct Affinities {
+  const std::byte* data;
+  AffinityType type;
+  std::array<std::int64_t, 4> strides;  // of x, y, z and the channel [byte]
+
+  // The integer that stands for an affinity of 1.
+  std::uint32_t scale() const { return type == AffinityType::uint8 ? 255 : 1u << 20; }
+  std::int64_t item_size() const {
+    return type == AffinityType::uint8 ? 1 : type == AffinityType::float16 ? 2 : 4;
+  }
+  const std::byte* at(std::int64_t x, std::int64_t y, std::int64_t z,
+                      std::size_t axis) const {
+    return data + x * strides[0] + y * strides[1] + z * strides[2] +
+           static_cast<std::int64_t>(axis) * strides[3];
   }
 };
 
-// Lossy codecs overshoot a little; anything beyond that is not an affinity.
-inline void require_affinities(const Affinities<float>& affinities) {
-  constexpr float slack = 1e-3f;
-  const std::size_t n = 3 * affinities.n_voxels;
-  for (std::size_t i = 0; i < n; ++i) {
-    const float affinity = affinities.data[i];
-    if (!(affinity >= -slack && affinity <= 1.0f + slack)) {
-      throw std::invalid_argument(
-          "affinities hold " + std::to_string(affinity) +
-          " where float32 affinities lie in [0, 1]; rescale or repair them first");
-    }
-  }
-}
-
-inline void require_affinities(const Affinities<std::uint8_t>&) {}
-
 // Affinities above `low` hold voxels together; `high` and above join outright.
+// Both are whole steps, 0 <= low < high: no edge and an affinity of 0 are alike.
 struct Thresholds {
   std::int64_t low, high;
 
-  template <class T>
-  static Thresholds of(double low, double high) {
-    constexpr double scale = FixedPoint<T>::scale;
-    return {static_cast<std::int64_t>(std::floor(low * scale)),
-            static_cast<std::int64_t>(std::ceil(high * scale))};
+  static Thresholds of(std::uint32_t scale, double low, double high) {
+    constexpr double beyond = 1u << 30;  // above every affinity
+    const double below = std::min(std::floor(low * scale), beyond);
+    const double above = std::min(std::ceil(high * scale), beyond + 1);
+    return {static_cast<std::int64_t>(below),
+            static_cast<std::int64_t>(std::max(above, below + 1))};
   }
 };
+
+namespace detail {
+
+// Lossy codecs overshoot a little; anything beyond that is not an affinity.
+constexpr float affinity_slack = 1e-3f;
+
+inline bool is_affinity(float value) {
+  return value >= -affinity_slack && value <= 1.0f + affinity_slack;
+}
+
+// Rounded to the nearest step, halves up, after clamping to [0, 1]. A product with a
+// power of two and a difference of neighbours are exact, so no sum is ever rounded.
+inline std::uint32_t fixed_point(float affinity) {
+  const float positive = affinity > 0.0f ? affinity : 0.0f;
+  const float steps = (positive < 1.0f ? positive : 1.0f) * float{1u << 20};
+  const auto whole = static_cast<std::int32_t>(steps);
+  const float rest = steps - static_cast<float>(whole);
+  return static_cast<std::uint32_t>(whole + (rest >= 0.5f ? 1 : 0));
+}
+
+// The value of a half-precision number, but that infinities and NaN give numbers
+// beyond 65536. Subnormal ones are sums that a single-precision subtraction undoes.
+inline float widened(std::uint16_t half) {
+  constexpr std::uint32_t exponent = 0x7C00u << 13, bias = (127 - 15) << 23;
+  const std::uint32_t magnitude = (half & 0x7FFFu) << 13;
+  const bool subnormal = (magnitude & exponent) == 0;
+  const std::uint32_t bits = magnitude + bias + (subnormal ? 1u << 23 : 0u);
+  const float value = std::bit_cast<float>(bits) - (subnormal ? 0x1p-14f : 0.0f);
+  return (half & 0x8000u) != 0 ? -value : value;
+}
+
+// Each converts a row and returns whether all of it are affinities.
+inline bool convert(const std::byte* from, std::size_t n, std::uint8_t,
+                    std::uint32_t* to) {
+  const auto* values = reinterpret_cast<const unsigned char*>(from);
+  for (std::size_t i = 0; i < n; ++i) to[i] = values[i];
+  return true;
+}
+
+template <class T>
+bool convert(const std::byte* from, std::size_t n, T, std::uint32_t* to) {
+  std::uint32_t wrong = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    T stored;
+    std::memcpy(&stored, from + i * sizeof(T), sizeof(T));
+    float value;
+    if constexpr (sizeof(T) == 2) {
+      value = widened(stored);
+    } else {
+      value = stored;
+    }
+    wrong |= is_affinity(value) ? 0u : 1u;
+    to[i] = fixed_point(value);
+  }
+  return wrong == 0;
+}
+
+}  // namespace detail
+
+// Reads rows of affinities along x as fixed-point integers. Where x is not the axis that
+// varies fastest, planes are turned in memory a few at a time: read in ascending z.
+// Holds buffers, so each thread has its own.
+class AffinityRows {
+ public:
+  // Rows of the array within `box`.
+  AffinityRows(const Affinities& affinities, const Box& box)
+      : affinities_(affinities),
+        box_(box),
+        width_(static_cast<std::size_t>(box.stop[0] - box.start[0])),
+        is_contiguous_(affinities.strides[0] == affinities.item_size()) {}
+
+  // Writes channel `axis` of the row at y, z to `to`, from start to stop of the box.
+  void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
+    const std::byte* from = is_contiguous_ ? affinities_.at(box_.start[0], y, z, axis)
+                                           : turned(axis, y, z);
+    bool good = true;
+    switch (affinities_.type) {
+      case AffinityType::uint8:
+        good = detail::convert(from, width_, std::uint8_t{}, to);
+        break;
+      case AffinityType::float16:
+        good = detail::convert(from, width_, std::uint16_t{}, to);
+        break;
+      case AffinityType::float32:
+        good = detail::convert(from, width_, float{}, to);
+        break;
+    }
+    if (!good) refuse(from);
+  }
+
+ private:
+  static constexpr std::int64_t depth = 16;  // planes turned at a time
+
+  struct Slab {
+    std::vector<std::byte> rows;
+    std::int64_t start = 0, stop = 0;
+  };
+
+  const std::byte* turned(std::size_t axis, std::int64_t y, std::int64_t z) {
+    Slab& slab = slabs_[axis];
+    if (z < slab.start || z >= slab.stop) {
+      slab.start = z;
+      slab.stop = std::min(z + depth, box_.stop[2]);
+      switch (affinities_.item_size()) {
+        case 1: turn<1>(axis, slab); break;
+        case 2: turn<2>(axis, slab); break;
+        default: turn<4>(axis, slab); break;
+      }
+    }
+    const std::int64_t rows = box_.stop[1] - box_.start[1];
+    const std::int64_t row = y - box_.start[1] + rows * (z - slab.start);
+    return slab.rows.data() + static_cast<std::size_t>(row * affinities_.item_size()) * width_;
+  }
+
+  // Blocks along x keep both the lines read and the lines written in the cache.
+  template <std::size_t size>
+  void turn(std::size_t axis, Slab& slab) {
+    constexpr std::int64_t block = 32;
+    const std::int64_t rows = box_.stop[1] - box_.start[1], planes = slab.stop - slab.start;
+    const std::size_t row = size * width_;
+    slab.rows.resize(static_cast<std::size_t>(rows * planes) * row);
+    for (std::int64_t x = box_.start[0]; x < box_.stop[0]; x += block) {
+      const std::int64_t x_stop = std::min(x + block, box_.stop[0]);
+      for (std::int64_t j = 0; j < rows; ++j) {
+        for (std::int64_t i = x; i < x_stop; ++i) {
+          const std::byte* from = affinities_.at(i, box_.start[1] + j, slab.start, axis);
+          std::byte* to = slab.rows.data() + static_cast<std::size_t>(j) * row +
+                          static_cast<std::size_t>(i - box_.start[0]) * size;
+          for (std::int64_t k = 0; k < planes; ++k) {
+            std::memcpy(to, from, size);
+            from += affinities_.strides[2];
+            to += static_cast<std::size_t>(rows) * row;
+          }
+        }
+      }
+    }
+  }
+
+  [[noreturn]] void refuse(const std::byte* from) const {
+    const bool is_half = affinities_.type == AffinityType::float16;
+    float value = 0;
+    for (std::size_t i = 0; i < width_; ++i) {
+      std::uint16_t half;
+      if (is_half) {
+        std::memcpy(&half, from + 2 * i, 2);
+        value = detail::widened(half);
+      } else {
+        std::memcpy(&value, from + 4 * i, 4);
+      }
+      if (!detail::is_affinity(value)) break;
+    }
+    throw std::invalid_argument("affinities hold " + std::to_string(value) + " where " +
+                                (is_half ? "float16" : "float32") +
+                                " affinities lie in [0, 1]; rescale or repair them first");
+  }
+
+  Affinities affinities_;
+  Box box_;
+  std::size_t width_;
+  bool is_contiguous_;
+  std::array<Slab, 3> slabs_;
+};
+
+// Which edges exist: those with both ends within `limits`, a box in voxels of the array,
+// and neither of them masked out. `mask` lies as labels do and may be null.
+struct Edges {
+  Affinities affinities;
+  Frame frame;
+  Box limits;
+  const std::uint8_t* mask;
+};
+
+// Reads rows of edges: their affinities, and 0 where there is no edge.
+class EdgeRows {
+ public:
+  // Rows of the voxels from x_start to x_stop, which may lie beyond the limits.
+  EdgeRows(const Edges& edges, std::int64_t x_start, std::int64_t x_stop)
+      : edges_(edges),
+        read_(edges.limits),
+        skipped_(static_cast<std::size_t>(std::max(edges.limits.start[0] - x_start,
+                                                   std::int64_t{0}))),
+        width_(static_cast<std::size_t>(x_stop - x_start)),
+        rows_(edges.affinities, clipped(read_, x_start, x_stop)) {}
+
+  void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
+    const Vec3 first{read_.start[0], y, z};
+    const auto& [start, stop] = edges_.limits;
+    const bool is_inside = y >= start[1] && y < stop[1] && z >= start[2] && z < stop[2];
+    if (!is_inside || (axis != 0 && first[axis] == start[axis])) {
+      std::fill_n(to, width_, 0u);
+      return;
+    }
+    const auto n = static_cast<std::size_t>(read_.stop[0] - read_.start[0]);
+    std::fill_n(to, skipped_, 0u);
+    std::uint32_t* row = to + skipped_;
+    rows_.load(axis, y, z, row);
+    std::fill(row + n, to + width_, 0u);
+    if (first[axis] == start[axis]) row[0] = 0;
+    if (edges_.mask != nullptr) erase_masked(axis, first, row, n);
+  }
+
+ private:
+  static const Box& clipped(Box& box, std::int64_t start, std::int64_t stop) {
+    box.start[0] = std::max(box.start[0], start);
+    box.stop[0] = std::min(box.stop[0], stop);
+    return box;
+  }
+
+  void erase_masked(std::size_t axis, const Vec3& first, std::uint32_t* row,
+                    std::size_t n) const {
+    const std::uint8_t* here = edges_.mask + edges_.frame.index(first[0], first[1], first[2]);
+    for (std::size_t i = 0; i < n; ++i) {
+      if (here[i] == 0) row[i] = 0;
+    }
+    // Of a lower voxel that the array lacks, nothing is known.
+    const bool lacks_below = first[axis] == 0;
+    if (lacks_below && axis != 0) return;
+    const auto step = static_cast<std::ptrdiff_t>(edges_.frame.strides()[axis]);
+    for (std::size_t i = lacks_below ? 1 : 0; i < n; ++i) {
+      if (here[static_cast<std::ptrdiff_t>(i) - step] == 0) row[i] = 0;
+    }
+  }
+
+  Edges edges_;
+  Box read_;
+  std::size_t skipped_, width_;
+  AffinityRows rows_;
+};
+
+// The edges of the voxels of a row to their six neighbours. That to the successor along
+// x is the next voxel's to its predecessor.
+struct SixEdges {
+  const std::uint32_t *x, *y, *z, *upper_y, *upper_z;
+};
+
+// Visits the rows of a box of the array in scan order, with the edges of their voxels,
+// each row of affinities being converted once.
+template <class Visit>
+void for_each_row(const Edges& edges, const Box& box, Visit&& visit) {
+  const Vec3 size = extent(box);
+  const auto width = static_cast<std::size_t>(size[0]) + 1;
+  const auto rows = static_cast<std::size_t>(size[1]);
+  EdgeRows source(edges, box.start[0], box.stop[0] + 1);
+  std::vector<std::uint32_t> plane(width * rows), x(width), y(width), upper_y(width),
+      upper_z(width);
+  for (std::size_t j = 0; j < rows; ++j) {
+    source.load(2, box.start[1] + static_cast<std::int64_t>(j), box.start[2],
+                plane.data() + j * width);
+  }
+  for (std::int64_t k = box.start[2]; k < box.stop[2]; ++k) {
+    source.load(1, box.start[1], k, y.data());
+    for (std::int64_t j = box.start[1]; j < box.stop[1]; ++j) {
+      std::uint32_t* z = plane.data() + static_cast<std::size_t>(j - box.start[1]) * width;
+      source.load(0, j, k, x.data());
+      source.load(1, j + 1, k, upper_y.data());
+      source.load(2, j, k + 1, upper_z.data());
+      visit(j, k, SixEdges{x.data(), y.data(), z, upper_y.data(), upper_z.data()});
+      std::copy_n(upper_z.data(), width, z);
+      std::swap(y, upper_y);
+    }
+  }
+}
 
 }  // namespace em

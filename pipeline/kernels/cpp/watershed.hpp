@@ -8,94 +8,340 @@
 // no rule of their own, and a chunk decides each edge as the whole would.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "disjoint_sets.hpp"
+#include "flat_map.hpp"
+#include "linkage.hpp"
+#include "parallel.hpp"
 #include "volume.hpp"
 
 namespace em {
 
 // 0 is no edge, 1 + a the edge to the predecessor along axis a, 4 + a to the successor.
+// The keys of a voxel's edges ascend in this order.
 using Choice = std::uint8_t;
 constexpr Choice to_lower(int axis) { return static_cast<Choice>(1 + axis); }
 constexpr Choice to_upper(int axis) { return static_cast<Choice>(4 + axis); }
 
-// The edges of a voxel in ascending order of key are: lower x, y, z, then
-// upper x, y, z. The last of equal affinities is therefore the greatest edge.
-template <class T>
-Choice choose(const Affinities<T>& affinities, const Frame& frame, const Vec3& v,
-              std::int64_t low) {
-  const std::size_t here = frame.index(v[0], v[1], v[2]);
-  const auto strides = frame.strides();
-  std::int64_t best = -1;
-  Choice choice = 0;
-  for (int axis = 0; axis < 3; ++axis) {
-    if (!frame.has_lower(v, axis)) continue;
-    const std::int64_t affinity = affinities.at(here, axis);
-    if (affinity >= best) {
-      best = affinity;
-      choice = to_lower(axis);
-    }
-  }
-  for (int axis = 0; axis < 3; ++axis) {
-    if (!frame.has_upper(v, axis)) continue;
-    const std::int64_t affinity = affinities.at(here + strides[axis], axis);
-    if (affinity >= best) {
-      best = affinity;
-      choice = to_upper(axis);
-    }
-  }
-  return best > low ? choice : Choice{0};
+// An edge of a voxel and its choice in one number, so that the greatest of a voxel's
+// edges is the greatest number.
+inline std::uint32_t ranked(std::uint32_t affinity, std::uint32_t choice) {
+  return affinity << 3 | choice;
 }
 
-// Labels the core with the components of the edges inside it. A label says where
-// its component begins: base + 1 + the place of its first voxel, x fastest.
-template <class T>
-void watershed(const Affinities<T>& affinities, const Frame& frame,
-               const Thresholds& thresholds, std::uint64_t base, std::uint64_t* labels) {
-  require_affinities(affinities);
-  const Vec3 size = extent(frame.core);
-  const std::size_t n = volume(size);
-  if (n > std::numeric_limits<std::uint32_t>::max()) {
-    throw std::invalid_argument("a chunk of " + std::to_string(n) +
-                                " voxels is too large to label; use at most 2^32 - 1");
+// The choices of the n voxels of a row.
+inline void choose(const SixEdges& edges, std::size_t n, std::uint32_t low,
+                   Choice* choices) {
+  const auto [x, y, z, upper_y, upper_z] = edges;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t best = std::max(
+        {ranked(x[i], to_lower(0)), ranked(y[i], to_lower(1)), ranked(z[i], to_lower(2)),
+         ranked(x[i + 1], to_upper(0)), ranked(upper_y[i], to_upper(1)),
+         ranked(upper_z[i], to_upper(2))});
+    choices[i] = static_cast<Choice>(best >> 3 > low ? best & 7u : 0u);
   }
-  const auto row = static_cast<std::size_t>(size[0]);
-  const std::size_t steps[3] = {1, row, row * static_cast<std::size_t>(size[1])};
-  std::vector<Choice> choices(n);
-  DisjointSets sets(n);
+}
 
-  std::size_t i = 0;
-  for (std::int64_t z = 0; z < size[2]; ++z) {
-    for (std::int64_t y = 0; y < size[1]; ++y) {
-      for (std::int64_t x = 0; x < size[0]; ++x, ++i) {
-        const Vec3 local{x, y, z};
-        const Vec3 v{x + frame.core.start[0], y + frame.core.start[1],
-                     z + frame.core.start[2]};
-        const Choice choice = choose(affinities, frame, v, thresholds.low);
-        choices[i] = choice;
-        if (choice == 0) continue;
-        const std::size_t here = frame.index(v[0], v[1], v[2]);
-        for (int axis = 0; axis < 3; ++axis) {
-          if (local[axis] == 0) continue;
-          const std::size_t below = i - steps[axis];
-          if (choice == to_lower(axis) || choices[below] == to_upper(axis) ||
-              affinities.at(here, axis) >= thresholds.high) {
-            sets.unite(static_cast<std::uint32_t>(below), static_cast<std::uint32_t>(i));
-          }
+// What a voxel is part of: bit a is set if the edge to its predecessor along axis a is
+// on, `foreground` if any edge is.
+constexpr std::uint8_t foreground = 8;
+
+inline void switch_on(const SixEdges& edges, std::size_t n, std::uint32_t high,
+                      const Choice* here, const Choice* below_y, const Choice* below_z,
+                      std::uint8_t* on) {
+  const auto bit = [](bool is_set, int place) {
+    return static_cast<std::uint8_t>(static_cast<std::uint8_t>(is_set) << place);
+  };
+  for (std::size_t i = 0; i < n; ++i) {
+    on[i] = bit((here[i] == to_lower(1)) | (below_y[i] == to_upper(1)) | (edges.y[i] >= high), 1) |
+            bit((here[i] == to_lower(2)) | (below_z[i] == to_upper(2)) | (edges.z[i] >= high), 2) |
+            bit(here[i] != 0, 3) |
+            bit((here[i] == to_lower(0)) | (edges.x[i] >= high), 0);
+  }
+  for (std::size_t i = 1; i < n; ++i) on[i] |= bit(here[i - 1] == to_upper(0), 0);
+}
+
+// Sets over a table that several threads use in parts: the root is the smallest member.
+inline std::uint32_t find_root(std::uint32_t* parent, std::uint32_t i) {
+  while (parent[i] != i) {
+    parent[i] = parent[parent[i]];
+    i = parent[i];
+  }
+  return i;
+}
+
+inline std::uint32_t unite_roots(std::uint32_t* parent, std::uint32_t i, std::uint32_t j) {
+  i = find_root(parent, i);
+  j = find_root(parent, j);
+  if (i > j) std::swap(i, j);
+  parent[j] = i;
+  return i;
+}
+
+// The basins of a chunk, by labels that count from 0 in the order of their first voxels.
+struct Basins {
+  std::vector<std::uint32_t> first, size;  // place of the first voxel; voxels
+};
+
+// Labels the core with its basins.
+class BasinScan {
+ public:
+  BasinScan(const Edges& edges, const Thresholds& thresholds, std::uint32_t* labels,
+            std::uint32_t* parents, std::size_t slabs, std::size_t threads)
+      : edges_(edges),
+        core_(edges.frame.core),
+        low_(static_cast<std::uint32_t>(thresholds.low)),
+        high_(static_cast<std::uint32_t>(thresholds.high)),
+        row_(static_cast<std::size_t>(extent(core_)[0])),
+        plane_(row_ * static_cast<std::size_t>(extent(core_)[1])),
+        planes_(static_cast<std::size_t>(extent(core_)[2])),
+        labels_(labels),
+        parents_(parents),
+        slabs_(slabs),
+        threads_(threads),
+        n_labels_(slabs),
+        seams_(slabs) {}
+
+  Basins run() {
+    in_parallel(slabs_, threads_, [&](std::size_t slab) { scan(slab); });
+    for (std::size_t slab = 1; slab < slabs_; ++slab) close_seam(slab);
+    const std::vector<std::uint32_t> starts = number();
+    Basins basins;
+    basins.first.resize(starts.back());
+    basins.size.resize(starts.back());
+    std::vector<FlatMap<std::uint32_t>> foreign(slabs_);
+    in_parallel(slabs_, threads_, [&](std::size_t slab) {
+      measure(slab, starts[slab], basins, foreign[slab]);
+    });
+    for (const auto& counts : foreign) {
+      counts.for_each([&](std::uint64_t basin_plus_1, std::uint32_t n) {
+        basins.size[basin_plus_1 - 1] += n;
+      });
+    }
+    return basins;
+  }
+
+ private:
+  std::size_t first_plane(std::size_t slab) const {
+    return piece_start(planes_, slabs_, slab);
+  }
+
+  // Gives the voxels of a slab provisional labels, which count from the place of its first
+  // voxel, and unites those that turn out to be one.
+  void scan(std::size_t slab) {
+    const std::size_t begin = first_plane(slab), end = first_plane(slab + 1);
+    std::vector<Choice> choices(plane_), before(row_), nothing(row_);
+    std::vector<std::uint8_t> on(row_);
+    Box box = core_;
+    if (slab > 0) {
+      box.start[2] = core_.start[2] + static_cast<std::int64_t>(begin) - 1;
+      box.stop[2] = box.start[2] + 1;
+      for_each_row(edges_, box, [&](std::int64_t y, std::int64_t, const SixEdges& six) {
+        choose(six, row_, low_, choices.data() + row_ * static_cast<std::size_t>(y - box.start[1]));
+      });
+      seams_[slab].resize(plane_);
+    }
+    box.start[2] = core_.start[2] + static_cast<std::int64_t>(begin);
+    box.stop[2] = core_.start[2] + static_cast<std::int64_t>(end);
+    auto next = static_cast<std::uint32_t>(begin * plane_);
+    for_each_row(edges_, box, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
+      const auto j = static_cast<std::size_t>(y - box.start[1]);
+      const std::size_t at = plane_ * static_cast<std::size_t>(z - core_.start[2]) + row_ * j;
+      Choice* here = choices.data() + row_ * j;
+      std::copy_n(here, row_, before.data());
+      choose(six, row_, low_, here);
+      switch_on(six, row_, high_, here, j > 0 ? here - row_ : nothing.data(), before.data(),
+                on.data());
+      std::uint8_t inside = foreground | 7;
+      on[0] &= foreground | 6;
+      if (j == 0) inside &= foreground | 5;
+      if (z == box.start[2]) {
+        if (slab > 0) std::copy_n(on.data(), row_, seams_[slab].data() + row_ * j);
+        inside &= foreground | 3;
+      }
+      if (inside != (foreground | 7)) {
+        for (std::uint8_t& bits : on) bits &= inside;
+      }
+      next = label(on.data(), labels_ + at, next);
+    });
+    n_labels_[slab] = next - static_cast<std::uint32_t>(begin * plane_);
+  }
+
+  // Labels a row; returns the next provisional label.
+  std::uint32_t label(const std::uint8_t* on, std::uint32_t* row, std::uint32_t next) {
+    const std::uint32_t *up = row - row_, *back = row - plane_;
+    std::uint32_t last = no_label;
+    for (std::size_t i = 0; i < row_; ++i) {
+      const std::uint8_t bits = on[i];
+      if (bits & 1) {
+        if ((bits & 2) && up[i] != last) last = unite_roots(parents_, last, up[i]);
+        if ((bits & 4) && back[i] != last) last = unite_roots(parents_, last, back[i]);
+      } else if (bits & 2) {
+        last = up[i];
+        if ((bits & 4) && back[i] != last) last = unite_roots(parents_, last, back[i]);
+      } else if (bits & 4) {
+        last = back[i];
+      } else if (bits) {
+        parents_[next] = next;
+        last = next++;
+      } else {
+        last = no_label;
+      }
+      row[i] = last;
+    }
+    return next;
+  }
+
+  void close_seam(std::size_t slab) {
+    const std::uint32_t* here = labels_ + first_plane(slab) * plane_;
+    const std::vector<std::uint8_t>& on = seams_[slab];
+    for (std::size_t i = 0; i < plane_; ++i) {
+      if (on[i] & 4) unite_roots(parents_, here[i], *(here + i - plane_));
+    }
+    seams_[slab] = {};
+  }
+
+  // Replaces the parents by numbers that count the basins; returns those that begin in
+  // each slab, as the number of its first and, last, the number of all.
+  std::vector<std::uint32_t> number() {
+    std::vector<std::uint32_t> starts;
+    std::uint32_t n = 0;
+    for (std::size_t slab = 0; slab < slabs_; ++slab) {
+      starts.push_back(n);
+      const std::size_t begin = first_plane(slab) * plane_;
+      for (std::size_t i = begin; i < begin + n_labels_[slab]; ++i) {
+        parents_[i] = parents_[i] == i ? n++ : parents_[parents_[i]];
+      }
+    }
+    starts.push_back(n);
+    return starts;
+  }
+
+  // Relabels a slab and measures the basins that begin in it; of the others it counts the
+  // voxels apart, as the slab where they begin does so at the same time.
+  void measure(std::size_t slab, std::uint32_t start, Basins& basins,
+               FlatMap<std::uint32_t>& foreign) {
+    const std::size_t end = first_plane(slab + 1) * plane_;
+    std::uint32_t next = start;
+    for (std::size_t i = first_plane(slab) * plane_; i < end; ++i) {
+      if (labels_[i] == no_label) continue;
+      const std::uint32_t basin = parents_[labels_[i]];
+      labels_[i] = basin;
+      if (basin < start) {
+        ++foreign[std::uint64_t{basin} + 1];
+        continue;
+      }
+      if (basin == next) basins.first[next++] = static_cast<std::uint32_t>(i);
+      ++basins.size[basin];
+    }
+  }
+
+  Edges edges_;
+  Box core_;
+  std::uint32_t low_, high_;
+  std::size_t row_, plane_, planes_;
+  std::uint32_t *labels_, *parents_;
+  std::size_t slabs_, threads_;
+  std::vector<std::uint32_t> n_labels_;
+  std::vector<std::vector<std::uint8_t>> seams_;
+};
+
+// Writes base + 1 + the name of each voxel's basin over the array whose upper half the
+// 32-bit labels are; 0 where the name is `no_label`. What a part writes lies below what
+// the next part reads, and within the lower half there is nothing to be read.
+inline void widen(std::byte* array, std::size_t n, const std::vector<std::uint32_t>& names,
+                  std::uint64_t base, std::size_t threads) {
+  const std::byte* narrow = array + n * sizeof(std::uint32_t);
+  const auto write = [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      std::uint32_t label;
+      std::memcpy(&label, narrow + i * sizeof label, sizeof label);
+      const std::uint32_t name = label == no_label ? no_label : names[label];
+      const std::uint64_t wide = name == no_label ? 0 : base + 1 + name;
+      std::memcpy(array + i * sizeof wide, &wide, sizeof wide);
+    }
+  };
+  std::size_t done = 0;
+  while (threads > 1 && n - done > std::size_t{1} << 16) {
+    const std::size_t half = (n - done) / 2;
+    in_parallel(threads, threads, [&](std::size_t piece) {
+      write(done + piece_start(half, threads, piece),
+            done + piece_start(half, threads, piece + 1));
+    });
+    done += half;
+  }
+  write(done, n);
+}
+
+// Which basins touch a face of the core that is not one of the bounds.
+inline std::vector<std::uint8_t> open_basins(const Frame& frame, const std::uint32_t* labels,
+                                             std::size_t n_basins) {
+  std::vector<std::uint8_t> open(n_basins);
+  const Vec3 size = extent(frame.core);
+  const std::int64_t steps[3] = {1, size[0], size[0] * size[1]};
+  for (std::size_t axis = 0; axis < 3; ++axis) {
+    Vec3 last = frame.core.stop;
+    --last[axis];
+    const bool is_open[2] = {frame.has_lower(frame.core.start, static_cast<int>(axis)),
+                             frame.has_upper(last, static_cast<int>(axis))};
+    const std::size_t u = axis == 0 ? 1 : 0, v = axis == 2 ? 1 : 2;
+    for (int side = 0; side < 2; ++side) {
+      if (!is_open[side]) continue;
+      const std::uint32_t* face = labels + side * (size[axis] - 1) * steps[axis];
+      for (std::int64_t j = 0; j < size[v]; ++j) {
+        for (std::int64_t i = 0; i < size[u]; ++i) {
+          const std::uint32_t label = face[i * steps[u] + j * steps[v]];
+          if (label != no_label) open[label] = 1;
         }
       }
     }
   }
+  return open;
+}
 
-  for (i = 0; i < n; ++i) {
-    // The root of a set is its smallest member.
-    labels[i] =
-        choices[i] == 0 ? 0 : base + 1 + sets.find(static_cast<std::uint32_t>(i));
+// Labels the core with the components of the edges inside it, merged by size as far as
+// the core decides. A label says where its component begins: base + 1 + the place of its
+// first voxel, x fastest. `array` has 8 bytes for each voxel.
+inline void watershed(const Affinities& affinities, const Frame& frame,
+                      const std::uint8_t* mask, const Thresholds& thresholds,
+                      const SizeRules& rules, std::uint64_t base, std::size_t threads,
+                      std::byte* array) {
+  const std::size_t n = volume(extent(frame.core));
+  if (n > std::numeric_limits<std::uint32_t>::max()) {
+    throw std::invalid_argument("a chunk of " + std::to_string(n) +
+                                " voxels is too large to label; use at most 2^32 - 1");
   }
+  const auto planes = static_cast<std::size_t>(extent(frame.core)[2]);
+  const std::size_t slabs = std::min(threads, planes);
+  auto* parents = reinterpret_cast<std::uint32_t*>(array);
+  std::uint32_t* labels = parents + n;
+  const Edges edges{affinities, frame, frame.limits(), mask};
+  Basins basins = BasinScan(edges, thresholds, labels, parents, slabs, threads).run();
+  if (rules.threshold > 0 || rules.dust > 0) {
+    const LabelledChunk chunk{{affinities, frame, frame.core, mask},
+                              static_cast<std::uint32_t>(thresholds.low),
+                              labels,
+                              basins.first.size(),
+                              slabs,
+                              threads};
+    const std::vector<std::uint8_t> open = open_basins(frame, labels, chunk.n_basins);
+    std::vector<std::uint32_t> clusters = link(chunk, basins.size, open, rules);
+    for (std::uint32_t& cluster : clusters) {
+      if (cluster != no_label) cluster = basins.first[cluster];
+    }
+    basins.first = std::move(clusters);
+  }
+  widen(array, n, basins.first, base, threads);
 }
 
 }  // namespace em

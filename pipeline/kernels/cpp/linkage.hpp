@@ -1,0 +1,329 @@
+// Size-dependent single linkage (Zlateski & Seung 2015) of the basins of a chunk, as far
+// as the chunk decides it.
+//
+// Only the edges of the maximum spanning forest of the basins can merge anything: the
+// ends of any other edge are joined by greater ones, and where one of those was refused
+// both sides were large already. So the forest is found first, by the rounds of Boruvka:
+// each component takes its greatest edge to another. The first rounds pass over the
+// volume, with one number for each component, as there may be one basin to every four
+// voxels; the last ones over a list of the greatest edge between each two components.
+// Then the edges of the forest are met in descending order, on the basins themselves.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "disjoint_sets.hpp"
+#include "flat_map.hpp"
+#include "parallel.hpp"
+#include "volume.hpp"
+
+namespace em {
+
+constexpr std::uint32_t no_label = std::numeric_limits<std::uint32_t>::max();
+
+// A chunk whose voxels are labelled with basins 0, 1, ... or `no_label`.
+struct LabelledChunk {
+  Edges edges;  // those inside the chunk
+  std::uint32_t low;
+  const std::uint32_t* labels;
+  std::size_t n_basins, slabs, threads;
+
+  std::size_t row() const { return static_cast<std::size_t>(extent(edges.limits)[0]); }
+  std::size_t plane() const {
+    return row() * static_cast<std::size_t>(extent(edges.limits)[1]);
+  }
+  std::size_t planes() const { return static_cast<std::size_t>(extent(edges.limits)[2]); }
+};
+
+// An edge of a chunk as a number, so that the greatest edge is the greatest number: its
+// affinity, the place of its upper voxel in the chunk, and its axis. 0 is no edge.
+namespace edge_code {
+constexpr int place_bits = 34;
+
+inline std::uint64_t of(std::uint32_t affinity, std::uint64_t place_and_axis) {
+  return std::uint64_t{affinity} << place_bits | place_and_axis;
+}
+inline std::uint64_t place(std::uint64_t code) {
+  return (code & ((std::uint64_t{1} << place_bits) - 1)) / 3;
+}
+inline std::size_t axis(std::uint64_t code) {
+  return static_cast<std::size_t>((code & ((std::uint64_t{1} << place_bits) - 1)) % 3);
+}
+}  // namespace edge_code
+
+class SpanningForest {
+ public:
+  explicit SpanningForest(const LabelledChunk& chunk)
+      : chunk_(chunk),
+        steps_{1, chunk.row(), chunk.plane()},
+        n_components_(chunk.n_basins) {}
+
+  // The edges of the maximum spanning forest, in no order.
+  std::vector<std::uint64_t> run() {
+    const std::size_t few = chunk_.plane() * chunk_.planes() / 256 + 1024;
+    bool is_complete = false;
+    while (n_components_ > few && !is_complete) is_complete = !volume_round();
+    if (!is_complete) list_rounds();
+    return std::move(forest_);
+  }
+
+  std::array<std::uint32_t, 2> basins(std::uint64_t code) const {
+    const std::size_t upper = edge_code::place(code);
+    return {chunk_.labels[upper], chunk_.labels[upper - steps_[edge_code::axis(code)]]};
+  }
+
+ private:
+  struct ListedEdge {
+    std::uint32_t a, b;
+    std::uint64_t code;
+  };
+
+  std::uint32_t component(std::uint32_t basin) const {
+    return components_.empty() || basin == no_label ? basin : components_[basin];
+  }
+
+  // Calls visit(y, z, edges, labels of the row, of the rows below and above it along y,
+  // and along z) for the rows of a slab, the labels being those of components.
+  template <class Visit>
+  void for_each_labelled_row(std::size_t slab, const Visit& visit) const {
+    const std::size_t row = steps_[1], plane = steps_[2];
+    const std::size_t begin = piece_start(chunk_.planes(), chunk_.slabs, slab);
+    const std::size_t end = piece_start(chunk_.planes(), chunk_.slabs, slab + 1);
+    const bool is_mapped = !components_.empty();
+    std::vector<std::uint32_t> ring(is_mapped ? 3 * plane : 0);
+    const auto map = [&](std::size_t z) {
+      const std::uint32_t* from = chunk_.labels + z * plane;
+      std::uint32_t* to = ring.data() + z % 3 * plane;
+      for (std::size_t i = 0; i < plane; ++i) to[i] = component(from[i]);
+    };
+    const auto labels = [&](std::size_t z) {
+      return is_mapped ? ring.data() + z % 3 * plane : chunk_.labels + z * plane;
+    };
+    Box box = chunk_.edges.limits;
+    const Vec3 start = box.start;
+    box.start[2] = start[2] + static_cast<std::int64_t>(begin);
+    box.stop[2] = start[2] + static_cast<std::int64_t>(end);
+    if (is_mapped) {
+      if (begin > 0) map(begin - 1);
+      map(begin);
+    }
+    for_each_row(chunk_.edges, box, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
+      const auto j = static_cast<std::size_t>(y - start[1]);
+      const auto k = static_cast<std::size_t>(z - start[2]);
+      const bool has_fore = k + 1 < chunk_.planes();
+      if (is_mapped && j == 0 && has_fore) map(k + 1);
+      // Where there is no neighbour there is no edge, and any label will do.
+      const std::uint32_t* here = labels(k) + j * row;
+      visit(j, k, six, here, j > 0 ? here - row : here,
+            (j + 1) * row < plane ? here + row : here,
+            k > 0 ? labels(k - 1) + j * row : here,
+            has_fore ? labels(k + 1) + j * row : here);
+    });
+  }
+
+  // Takes the greatest edge of each component to another, and contracts. Returns whether
+  // there was any.
+  bool volume_round() {
+    const std::size_t row = steps_[1], plane = steps_[2];
+    std::vector<std::uint64_t> best(n_components_);
+    in_parallel(chunk_.slabs, chunk_.threads, [&](std::size_t slab) {
+      std::vector<std::uint32_t> x(row + 1), out(row);
+      const std::array<std::uint64_t, 7> offset{
+          0, 0, 1, 2, 3, 3 * row + 1, 3 * plane + 2};
+      for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
+                                      const std::uint32_t* here, const std::uint32_t* below,
+                                      const std::uint32_t* above, const std::uint32_t* back,
+                                      const std::uint32_t* fore) {
+        for (std::size_t i = 1; i < row; ++i) x[i] = here[i] != here[i - 1] ? six.x[i] : 0;
+        for (std::size_t i = 0; i < row; ++i) {
+          const std::uint32_t l = here[i];
+          std::uint32_t most = std::max(x[i] << 3 | 1, x[i + 1] << 3 | 4);
+          most = std::max(most, below[i] != l ? six.y[i] << 3 | 2 : 0);
+          most = std::max(most, back[i] != l ? six.z[i] << 3 | 3 : 0);
+          most = std::max(most, above[i] != l ? six.upper_y[i] << 3 | 5 : 0);
+          most = std::max(most, fore[i] != l ? six.upper_z[i] << 3 | 6 : 0);
+          out[i] = most;
+        }
+        const std::uint64_t at = 3 * (k * plane + j * row);
+        for (std::size_t i = 0; i < row; ++i) {
+          if (out[i] >> 3 <= chunk_.low) continue;
+          raise(best[here[i]],
+                edge_code::of(out[i] >> 3, at + 3 * i + offset[out[i] & 7]));
+        }
+      });
+    });
+    std::vector<std::uint32_t> targets(n_components_);
+    bool found = false;
+    for (std::uint32_t c = 0; c < n_components_; ++c) {
+      if (best[c] == 0) continue;
+      found = true;
+      const auto [a, b] = basins(best[c]);
+      const std::uint32_t i = component(a);
+      targets[c] = i == c ? component(b) : i;
+    }
+    if (found) {
+      const std::vector<std::uint32_t> merged = contract(best, targets);
+      if (components_.empty()) {
+        components_ = merged;
+      } else {
+        for (std::uint32_t& c : components_) c = merged[c];
+      }
+    }
+    return found;
+  }
+
+  static void raise(std::uint64_t& best, std::uint64_t code) {
+    std::atomic_ref<std::uint64_t> shared(best);
+    std::uint64_t seen = shared.load(std::memory_order_relaxed);
+    while (seen < code &&
+           !shared.compare_exchange_weak(seen, code, std::memory_order_relaxed)) {
+    }
+  }
+
+  // The rounds that are left, over the greatest edges between components.
+  void list_rounds() {
+    std::vector<std::vector<ListedEdge>> parts(chunk_.slabs);
+    in_parallel(chunk_.slabs, chunk_.threads,
+                [&](std::size_t slab) { parts[slab] = listed(slab); });
+    std::vector<ListedEdge> list;
+    for (std::vector<ListedEdge>& part : parts) {
+      if (list.empty()) {
+        list.swap(part);
+      } else {
+        list.insert(list.end(), part.begin(), part.end());
+        part = {};
+      }
+    }
+    while (!list.empty()) {
+      std::vector<std::uint64_t> best(n_components_);
+      std::vector<std::uint32_t> targets(n_components_);
+      for (const auto& [a, b, code] : list) {
+        if (code > best[a]) best[a] = code, targets[a] = b;
+        if (code > best[b]) best[b] = code, targets[b] = a;
+      }
+      const std::vector<std::uint32_t> merged = contract(best, targets);
+      std::size_t n = 0;
+      for (const auto& [a, b, code] : list) {
+        if (merged[a] != merged[b]) list[n++] = {merged[a], merged[b], code};
+      }
+      list.resize(n);
+    }
+  }
+
+  std::vector<ListedEdge> listed(std::size_t slab) const {
+    const std::size_t row = steps_[1], plane = steps_[2];
+    FlatMap<std::uint64_t> greatest;
+    for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
+                                    const std::uint32_t* here, const std::uint32_t* below,
+                                    const std::uint32_t*, const std::uint32_t* back,
+                                    const std::uint32_t*) {
+      const std::uint64_t at = 3 * (k * plane + j * row);
+      const auto put = [&](std::size_t i, std::uint32_t other, std::uint32_t affinity,
+                           std::uint64_t axis) {
+        if (other == here[i] || affinity <= chunk_.low) return;
+        const auto [a, b] = std::minmax(here[i], other);
+        std::uint64_t& kept = greatest[std::uint64_t{a} << 32 | b];
+        kept = std::max(kept, edge_code::of(affinity, at + 3 * i + axis));
+      };
+      for (std::size_t i = 0; i < row; ++i) {
+        if (i > 0) put(i, here[i - 1], six.x[i], 0);
+        put(i, below[i], six.y[i], 1);
+        put(i, back[i], six.z[i], 2);
+      }
+    });
+    std::vector<ListedEdge> list;
+    list.reserve(greatest.size());
+    greatest.for_each([&](std::uint64_t pair, std::uint64_t code) {
+      list.push_back({static_cast<std::uint32_t>(pair >> 32),
+                      static_cast<std::uint32_t>(pair), code});
+    });
+    return list;
+  }
+
+  // Adds the best edges of the components to the forest and unites what they join.
+  // Following them from component to component ends where two have the same best edge, or
+  // at one that has none. Returns the new number of each component.
+  std::vector<std::uint32_t> contract(const std::vector<std::uint64_t>& best,
+                                      const std::vector<std::uint32_t>& targets) {
+    std::vector<std::uint32_t> merged(best.size(), no_label);
+    std::uint32_t n = 0;
+    for (std::uint32_t c = 0; c < best.size(); ++c) {
+      const bool is_end =
+          best[c] == 0 || (best[targets[c]] == best[c] && c < targets[c]);
+      if (is_end) merged[c] = n++;
+      const bool is_second = best[c] != 0 && best[targets[c]] == best[c] && c > targets[c];
+      if (best[c] != 0 && !is_second) forest_.push_back(best[c]);
+    }
+    for (std::uint32_t c = 0; c < best.size(); ++c) {
+      std::uint32_t end = c;
+      while (merged[end] == no_label) end = targets[end];
+      for (std::uint32_t i = c; merged[i] == no_label; i = targets[i]) {
+        merged[i] = merged[end];
+      }
+    }
+    n_components_ = n;
+    return merged;
+  }
+
+  const LabelledChunk& chunk_;
+  std::array<std::size_t, 3> steps_;
+  std::size_t n_components_;
+  std::vector<std::uint32_t> components_;  // of each basin; empty while each is its own
+  std::vector<std::uint64_t> forest_;
+};
+
+// Sizes up to which clusters merge, and below which they are dropped [voxel].
+struct SizeRules {
+  std::uint64_t threshold, dust;
+};
+
+// The cluster of each basin, as its first basin; `no_label` if it is dust. Clusters of
+// which not all is known start as blocked: `open` says so for each basin, and so do
+// edges that wait for them.
+inline std::vector<std::uint32_t> link(const LabelledChunk& chunk,
+                                       const std::vector<std::uint32_t>& sizes,
+                                       const std::vector<std::uint8_t>& open,
+                                       const SizeRules& rules) {
+  const std::size_t n = chunk.n_basins;
+  DisjointSets sets(n);
+  std::vector<std::uint32_t> size = sizes;
+  std::vector<std::uint8_t> is_blocked = open;
+  if (rules.threshold > 0) {
+    SpanningForest finder(chunk);
+    std::vector<std::uint64_t> forest = finder.run();
+    std::sort(forest.begin(), forest.end(), std::greater<>());
+    for (const std::uint64_t code : forest) {
+      const auto [a, b] = finder.basins(code);
+      const std::uint32_t i = sets.find(a), j = sets.find(b);
+      const bool large_i = size[i] >= rules.threshold, large_j = size[j] >= rules.threshold;
+      if (large_i && large_j) continue;
+      const bool may_merge = (!is_blocked[i] && !is_blocked[j]) ||
+                             (large_i && !is_blocked[j]) || (large_j && !is_blocked[i]);
+      if (may_merge) {
+        const std::uint32_t total = size[i] + size[j];
+        const std::uint8_t blocked = is_blocked[i] | is_blocked[j];
+        const std::uint32_t root = sets.unite(i, j);
+        size[root] = total;
+        is_blocked[root] = blocked;
+      } else {
+        is_blocked[i] = is_blocked[j] = 1;
+      }
+    }
+  }
+  std::vector<std::uint32_t> clusters(n);
+  for (std::uint32_t i = 0; i < n; ++i) {
+    const std::uint32_t root = sets.find(i);
+    clusters[i] = size[root] < rules.dust && !is_blocked[root] ? no_label : root;
+  }
+  return clusters;
+}
+
+}  // namespace em
