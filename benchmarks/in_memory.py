@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,15 @@ from numpy.typing import NDArray
 
 from pipeline.geometry import Bbox, Vec3
 from pipeline.recipe import Recipe
-from pipeline.reconstruction import Block, block_recipe
 from pipeline.specs import Partitioned, Read, Record, Region, Table, VolumeSpec
 from pipeline.stages.base import Stage
 
+_RECIPE = Path(__file__).parents[1] / "dags/recipes/block.toml"
+
 
 def segmentation_stages(bounds: Bbox, chunk: Vec3) -> tuple[Stage, ...]:
-    """Return the stages from affinities to a segmentation, as `em reconstruct` has them."""
-    block = Block("", bounds, (6.0, 6.0, 30.0))
-    entries = block_recipe("block", block)["stage"]
+    """Return the stages of the example recipe from affinities to a segmentation."""
+    entries = tomllib.loads(_RECIPE.read_text())["stage"]
     outputs = [entry["output"] for entry in entries]
     wanted = entries[outputs.index("basins") : outputs.index("segmentation") + 1]
     # Storage chunks are the volume's form on disk, which nothing here is written to.
