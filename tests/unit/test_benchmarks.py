@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.geometry import Bbox
+from pipeline.geometry import Bbox, Vec3
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -80,15 +80,11 @@ def test_segmentation_is_measured_and_misses_what_nothing_can_reach(tmp_path):
 
 
 def test_open_state_is_counted(tmp_path):
-    limits = {"sent_up_over_abiss": ("at_most", 1e9)}
-    done = call(
-        "open_state.py",
-        *SMALL,
-        *("--chunks", "3,2,2"),
-        *targets(tmp_path, "open_state", **limits),
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["inputs"]["phantom_uint8"]
+    from inputs import open_input
+    from open_state import measured
+
+    given = open_input("phantom_uint8", tmp_path, Vec3(72, 64, 32), "", print)
+    found = measured(given.path, Vec3(24, 32, 16)).facts
     levels = {(level["layer"], level["level"]): level for level in found["levels"]}
     assert set(levels) == {
         (layer, level) for layer in ("basin_graph", "agglomeration") for level in (0, 1)
@@ -107,8 +103,6 @@ def test_peers_agree_on_our_supervoxels(tmp_path):
     import inputs
     import segmentation
     from harness import best_of
-
-    from pipeline.geometry import Vec3
 
     given = inputs.open_input("phantom_float32", tmp_path, Vec3(96, 96, 32), "", print)
     (outcome,) = best_of(
@@ -177,7 +171,7 @@ def test_the_faces_of_a_box_within_bounds():
     bounds = Bbox.of_shape((10, 10, 10))
     assert open_faces(bounds, bounds) == 0
     assert open_faces(Bbox.of_shape((4, 5, 6)), bounds) == 5 * 6 + 4 * 6 + 4 * 5
-    assert open_faces(Bbox.of_shape((4, 5, 6), (1, 0, 4)), bounds) == 2 * 30 + 24 + 20
+    assert open_faces(Bbox.of_shape((4, 5, 6), Vec3(1, 0, 4)), bounds) == 2 * 30 + 24 + 20
 
 
 def up(frozen, contacts, limit=Fraction(5, 10)):
