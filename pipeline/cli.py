@@ -333,6 +333,7 @@ def work(
     max_tasks: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many.")
     ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Cores for each task.")] = 1,
 ) -> None:
     """Do tasks from a queue, for any run; SIGTERM lets the task in hand end.
 
@@ -344,7 +345,11 @@ def work(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     count = serve_queue(
-        queue, lease_s=lease_seconds, until_empty=until_empty, max_tasks=max_tasks
+        queue,
+        lease_s=lease_seconds,
+        until_empty=until_empty,
+        max_tasks=max_tasks,
+        threads=threads,
     )
     typer.echo(f"{count} tasks ended")
 
@@ -645,6 +650,7 @@ def _run(
     memory_limit: float | None = None,
     quiet: bool = False,
 ) -> tuple[Run, list[StageSummary]]:
+    from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.drive import run_to_end
     from pipeline.runtime.estimate import require_memory
     from pipeline.runtime.executors import Pool, Queued, serial
@@ -673,7 +679,7 @@ def _run(
             [f"bbox {within} is outside the run, which covers {planned.bounds}"],
         )
     started = Run.start(recipe, root, replace=replace)
-    count = workers or os.cpu_count() or 1
+    count = workers or machine_cores()
     manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
     if not queue and count > 1:
         manager = Pool(count)
@@ -702,11 +708,12 @@ def _counts(stage: Stage, level: int) -> Vec3:
 
 
 def _limit(memory_limit: float | None, workers: int | None) -> int:
+    from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.memory import machine_memory
 
     if memory_limit is not None:
         return int(memory_limit * 2**30)
-    return machine_memory() // (workers or os.cpu_count() or 1)
+    return machine_memory() // (workers or machine_cores())
 
 
 def _report(

@@ -23,16 +23,19 @@ def watershed(
     dust: int,
     base: int,
     threads: int,
-) -> _U64: ...
+    labels: _U64,
+) -> None: ...
 def basin_graph(
     labels: _U64,
     affinities: NDArray[Any],
     origin: _Triple,
     core: _Corners,
     bounds: _Corners,
+    mask: NDArray[np.uint8] | None,
     low: float,
     high: float,
-) -> tuple[_U64, _U64, _U64, _U64, _U64, _U64]: ...
+    threads: int,
+) -> tuple[_U64, _U64, NDArray[np.uint8], _U64, _U64, _U64, _U64]: ...
 def merge_basins(
     ids: _U64,
     sizes: _U64,

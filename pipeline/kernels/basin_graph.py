@@ -13,11 +13,15 @@ from pipeline.geometry import Bbox, Halo
 from pipeline.kernels import _cpp
 from pipeline.kernels.placement import Placement, data_errors, scale_of
 from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.threads import require_threads
 from pipeline.kernels.watershed import require_thresholds
 
 BASIN_GRAPH_HALO = Halo.of(before=1, after=1)
 """Whether an edge across a lower face is on depends on what the voxel below it chose,
 and that on the edges to the successors of that voxel."""
+
+MASKED_BASIN_GRAPH_HALO = Halo.of(before=2, after=1)
+"""With a mask it also depends on whether the predecessors of that voxel are masked out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,9 @@ class BasinGraph(Columns):
         Basins, ascending.
     sizes : uint64 array, (n,)
         Voxels of each.
+    faces : uint8 array, (n,)
+        Faces of the chunk within the bounds that each touches: bit a for the lower face
+        of axis a, bit 3 + a for the upper one.
     joins : uint64 array, (j, 2)
         Pairs, smaller id first, that are one basin of the volume; ascending.
     pairs : uint64 array, (m, 2)
@@ -44,6 +51,7 @@ class BasinGraph(Columns):
 
     ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
     sizes: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
+    faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "basin"))
     joins: NDArray[np.uint64] = field(metadata=column(np.uint64, "join", width=2))
     pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair", width=2))
     affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
@@ -60,6 +68,8 @@ def basin_graph(
     bounds: Bbox,
     low: float,
     high: float,
+    mask: NDArray[Any] | None = None,
+    threads: int = 1,
 ) -> BasinGraph:
     """Measure the basins of a chunk and the edges that it owns between them.
 
@@ -70,16 +80,21 @@ def basin_graph(
     labels : unsigned array, (x, y, z)
         Basins from `watershed`, with ids that no two chunks share; 0 is background.
         Read only within the chunk and one plane below it.
-    affinities : uint8 or float32 array, (x, y, z, 3)
-        What the basins were made from.
+    affinities : uint8, float16 or float32 array, (x, y, z, 3)
+        What the basins were made from; any memory order, Fortran order is the fastest.
     box : Bbox
         Chunk to measure.
     read_box : Bbox
-        Box of both arrays: the chunk with `BASIN_GRAPH_HALO`, clipped to the bounds.
+        Box of the arrays: the chunk with `BASIN_GRAPH_HALO`, clipped to the bounds; with
+        `MASKED_BASIN_GRAPH_HALO` if there is a mask.
     bounds : Bbox
         Bounds of the volume.
     low, high : float
         Thresholds that the basins were made with.
+    mask : uint8 or bool array, (x, y, z), optional
+        That which the basins were made with.
+    threads : int
+        Threads to use; the graph does not depend on it.
 
     Returns
     -------
@@ -89,14 +104,16 @@ def basin_graph(
     Raises
     ------
     ValueError
-        If the thresholds are not 0 <= low < high.
+        If the thresholds are not 0 <= low < high, or there is no thread.
     GeometryError
         If the boxes do not fit one another.
     DataError
         If an array has another dtype or shape, or affinities are NaN or outside [0, 1].
     """
     require_thresholds(low, high)
-    placement = Placement(box, read_box, bounds, BASIN_GRAPH_HALO)
+    require_threads(threads)
+    halo = BASIN_GRAPH_HALO if mask is None else MASKED_BASIN_GRAPH_HALO
+    placement = Placement(box, read_box, bounds, halo)
     with data_errors():
         columns = _cpp.basin_graph(
             placement.labels(labels),
@@ -104,8 +121,10 @@ def basin_graph(
             placement.origin,
             placement.core,
             placement.corners,
+            None if mask is None else placement.mask(mask),
             low,
             high,
+            threads,
         )
     return merge_basin_graphs([BasinGraph(*columns, scale=scale_of(affinities))])
 
@@ -119,15 +138,16 @@ def merge_basin_graphs(graphs: Sequence[BasinGraph]) -> BasinGraph:
         If there are none, or if they differ in scale.
     """
     scale = common_scale([g.scale for g in graphs])
-    ids, sizes, joins, pairs, affinities, keys = (
+    ids, sizes, faces, joins, pairs, affinities, keys = (
         np.concatenate([getattr(g, name) for g in graphs])
-        for name in ("ids", "sizes", "joins", "pairs", "affinities", "keys")
+        for name in ("ids", "sizes", "faces", "joins", "pairs", "affinities", "keys")
     )
     basins, joined = Groups(ids), Groups(joins)
     edges = Groups(pairs, affinities, keys)
     return BasinGraph(
         ids=basins.first(ids),
         sizes=basins.reduce(np.add, sizes),
+        faces=basins.reduce(np.bitwise_or, faces),
         joins=joined.first(joins),
         pairs=edges.first(pairs),
         affinities=edges.last(affinities),

@@ -98,8 +98,10 @@ def watershed(
     require_threads(threads)
     halo = WATERSHED_HALO if mask is None else MASKED_WATERSHED_HALO
     placement = Placement(box, read_box, bounds, halo)
+    # Memory from numpy lies in large pages where the system has them.
+    labels = np.empty(box.shape.astuple(), np.uint64, order="F")
     with data_errors():
-        return _cpp.watershed(
+        _cpp.watershed(
             placement.affinities(affinities),
             placement.origin,
             placement.core,
@@ -111,7 +113,9 @@ def watershed(
             dust,
             base,
             threads,
+            labels,
         )
+    return labels
 
 
 def require_sizes(size_threshold: int, dust: int) -> None:

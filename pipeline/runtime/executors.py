@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 from pipeline.errors import PermanentError, TransientError
 from pipeline.geometry import ChunkKey
+from pipeline.runtime.cores import machine_cores, use_threads
 from pipeline.runtime.progress import WaveProgress
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import ATTEMPTS, Run
@@ -48,8 +49,9 @@ class Executor(Protocol):
 
 
 def serial(run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress) -> None:
-    """Do the tasks one after another in this process."""
+    """Do the tasks one after another in this process, each with all cores."""
     one_thread()
+    use_threads(machine_cores())
     for key in keys:
         progress.add(_attempt(run, stage, key), stage.voxels(stage.task(key)))
 
@@ -162,7 +164,7 @@ class Pool:
                 self.workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_open,
-                initargs=serves,
+                initargs=(*serves, max(1, machine_cores() // self.workers)),
             )
         return self._processes
 
@@ -238,7 +240,8 @@ def _attempt(run: Run, stage: Stage, key: ChunkKey) -> str:
 _opened: dict[str, Run] = {}
 
 
-def _open(root: str, name: str) -> None:
+def _open(root: str, name: str, threads: int) -> None:
+    use_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()

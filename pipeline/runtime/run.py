@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal
@@ -43,6 +43,7 @@ from pipeline.layers.provenance import provenance
 from pipeline.layers.store import Store
 from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
+from pipeline.runtime.cores import threads
 from pipeline.runtime.memory import peak_memory, reset_peak_memory
 from pipeline.specs import LayerSpec, Record, Region, Value, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Task
@@ -218,7 +219,7 @@ class Run:
         record = self.done_record(stage, key)
         if record is not None and not again:
             return "skipped"
-        task = stage.task(key)
+        task = replace(stage.task(key), threads=threads())
         reads = stage.reads(task)
         for read in reads.values():
             if isinstance(read, Region):

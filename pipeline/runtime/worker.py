@@ -23,6 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.geometry import ChunkKey
 from pipeline.layers.store import Store
+from pipeline.runtime.cores import machine_cores, use_threads
 from pipeline.runtime.executors import one_thread
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
@@ -66,6 +67,7 @@ def work(
     lease_s: int = 600,
     until_empty: bool = False,
     max_tasks: int | None = None,
+    threads: int = 1,
     on_task: Callable[[str], None] | None = None,
 ) -> int:
     """Do tasks from a queue until told to stop.
@@ -83,6 +85,8 @@ def work(
         Stop when no message is left, leased ones counted.
     max_tasks : int or None
         Stop after this many tasks.
+    threads : int
+        Cores that a task may use.
     on_task : callable or None
         Told the outcome of every task.
 
@@ -92,6 +96,7 @@ def work(
         How many messages were acknowledged.
     """
     one_thread()
+    use_threads(threads)
     queue = TaskQueue(queue_url)
     stop = threading.Event()
     count = 0
@@ -144,7 +149,7 @@ def serve(pool: str) -> None:
         raise RootError(
             f"no queue for pool {pool}; set EM_QUEUE to fq://FOLDER or sqs://NAME"
         )
-    work(url, lease_s=int(os.environ.get("EM_LEASE_S", "600")))
+    work(url, lease_s=int(os.environ.get("EM_LEASE_S", "600")), threads=machine_cores())
 
 
 @contextmanager

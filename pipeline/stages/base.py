@@ -54,12 +54,15 @@ class Task:
         ``box`` with the stage's halo, clipped to the bounds.
     bounds : Bbox
         Bounds of the stage's grid, at the scale of the task.
+    threads : int
+        Cores that the task may use; its result does not depend on it.
     """
 
     key: ChunkKey
     box: Bbox
     read_box: Bbox
     bounds: Bbox
+    threads: int = 1
 
     @property
     def core(self) -> tuple[slice, slice, slice]:
@@ -278,7 +281,7 @@ class OctreeStage(Stage):
         """Estimate from the voxels of a chunk, or of a node [byte]."""
         if level == 0:
             return super().memory(specs, level)
-        node = (self.grid.chunk * 2**level).minimum(self.bounds.shape)
+        node = (self.grid.chunk * (1 << level)).minimum(self.bounds.shape)
         return int(self.merge_bytes_per_voxel * node.product)
 
     def octree_level(self, level: int) -> int:

@@ -73,7 +73,7 @@ class _Octree(Stage):
     open_bytes: ClassVar[OpenBytes]
 
     node_limit_gb: float | None = Field(default=None, gt=0)
-    rounds: int = Field(default=40, ge=1)
+    rounds: int = Field(default=64, ge=1)
 
     @property
     def top(self) -> int:
@@ -109,7 +109,7 @@ class _Octree(Stage):
         return int(children * self.open_bytes.left(shape, self.grid))
 
     def _node_shape(self, level: int) -> Vec3:
-        return (self.grid.chunk * 2**level).minimum(self.bounds.shape)
+        return (self.grid.chunk * (1 << level)).minimum(self.bounds.shape)
 
     def octree_level(self, level: int) -> int:
         """Return the level itself, 0 in the grid of partitions."""
@@ -233,7 +233,7 @@ class UpSweep(_Octree):
         scale = next((int(t["scale"]) for t in tables if "scale" in t), 1)
         linkage, n = self.linkage(scale), self.n_partitions
         if "messages" in inputs:
-            parts = pass_on(inputs["messages"], n)
+            parts: Mapping[str, Table] = pass_on(inputs["messages"], n)
         elif "travellers" in inputs:
             parts = lead(linkage, **inputs, n=n)
         else:

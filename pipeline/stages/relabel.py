@@ -46,7 +46,7 @@ class Relabel(VolumeStage):
 
     def process(self, task: Task, labels: NDArray[Any], table: Table) -> NDArray[np.uint64]:
         """Replace."""
-        return relabel(labels, RemapTable.from_table(table))
+        return relabel(labels, RemapTable.from_table(table), threads=task.threads)
 
     def describe(self, specs: Specs) -> VolumeSpec:
         """Write uint64 ids at the same voxel size."""

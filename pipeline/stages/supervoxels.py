@@ -148,6 +148,7 @@ class Basins(VolumeStage, _Watershed):
             dust=self.dust,
             mask=self.kept(mask, myelin),
             base=layout.base(task.key.position),
+            threads=task.threads,
         )
 
     def describe(self, specs: Specs) -> VolumeSpec:

@@ -15,15 +15,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Bbox, ChunkKey, Vec3
+from pipeline.geometry import Bbox, Vec3
+from pipeline.kernels.region_graph import RegionGraph, merge_region_graphs
 from pipeline.layers.store import Store
 from pipeline.phantom import Phantom
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
+from pipeline.runtime.sweep import history_of
 from pipeline.specs import Record, Region, Table, VolumeSpec
-from pipeline.stages.base import Stage, root_record
+from pipeline.stages.agglomeration import REFUSALS
+from pipeline.stages.base import Stage
 from pipeline.stages.shards import unpack
 
 START = Vec3(5, 3, 2)
@@ -62,8 +65,9 @@ class World:
     """Layers that nobody in an example writes, and a model.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
-    (the truth), ``parts`` (the truth, cut slantwise into slabs), and affinities: float32
-    with next to no two alike (``affinities``), and five values of uint8 (``ties``).
+    (the truth), ``parts`` (the truth, cut slantwise into slabs), ``classes`` (semantic
+    labels of uint8), ``mask`` (0 in a corner), and affinities: float32 with next to no two
+    alike (``affinities``), and five values of uint8 (``ties``).
     """
 
     root: str
@@ -71,7 +75,7 @@ class World:
 
     @property
     def layers(self) -> dict[str, str]:
-        names = ("raw", "image", "labels", "parts", "affinities", "ties")
+        names = ("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties")
         return {name: f"{self.root}/{name}" for name in names}
 
     @classmethod
@@ -101,6 +105,8 @@ def tissue() -> dict[str, NDArray[Any]]:
         "image": image,
         "labels": labels,
         "parts": np.where(labels == 0, 0, labels * np.uint64(16) + slab),
+        "classes": (labels % np.uint64(6)).astype(np.uint8),
+        "mask": (slab > 2).astype(np.uint8),
         "affinities": soft,
         "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
     }
@@ -246,25 +252,29 @@ def _coarse_affinities(chunk: Vec3, world: World) -> list[Entry]:
     return [*_pyramid(_rescaled)(chunk, world), {**entry, **coarse}]
 
 
-def supervoxels(chunk: Vec3, affinities: str) -> list[Entry]:
+def supervoxels(chunk: Vec3, affinities: str, **masks: Any) -> list[Entry]:
     """Return the entries from affinities to supervoxels."""
-    thresholds = {"affinities": affinities, "low": 0.2, "high": 0.995}
+    settings = {
+        "affinities": affinities,
+        "low": 0.2,
+        "high": 0.995,
+        "size_threshold": 20,
+        "dust": 8,
+        **masks,
+    }
     form = {"storage_chunk": list(chunk)}
     return [
-        {"use": "basins", "output": "basins", **thresholds, **form},
-        {"use": "basin_graph", "basins": "basins", "output": "basin_graph", **thresholds},
+        {"use": "basins", "output": "basins", **settings, **form},
+        {"use": "basin_graph", "basins": "basins", "output": "basin_graph", **settings},
         {
             "use": "supervoxel_table",
-            "graph": "basin_graph",
+            "decisions": "basin_graph",
             "output": "supervoxel_table",
-            "size_threshold": 20,
-            "dust": 8,
         },
         {
             "use": "relabel",
             "labels": "basins",
             "table": "supervoxel_table",
-            "part": "chunk",
             "output": "supervoxels",
             **form,
         },
@@ -278,6 +288,7 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "use": "region_graph",
             "supervoxels": labels,
             "affinities": affinities,
+            "semantics": "classes",
             "output": "region_graph",
         },
         {
@@ -285,12 +296,18 @@ def segments(chunk: Vec3, labels: str, affinities: str) -> list[Entry]:
             "graph": "region_graph",
             "output": "agglomeration",
             "threshold": 0.6,
+            "constraints": {
+                "activation": 0.8,
+                "labelled_size": 30,
+                "both_members": 1,
+                "one_member": 2,
+            },
         },
+        {"use": "segment_table", "decisions": "agglomeration", "output": "segment_table"},
         {
             "use": "relabel",
             "labels": labels,
-            "table": "agglomeration",
-            "part": "remap",
+            "table": "segment_table",
             "output": "segments",
             "storage_chunk": list(chunk),
         },
@@ -302,12 +319,27 @@ def _to_supervoxels(n: int) -> dict[str, Any]:
     return {
         "entries": lambda chunk, world: supervoxels(chunk, "ties")[:n],
         "joined_by": lambda chunk: supervoxels(chunk, "ties")[n:],
-        "result": lambda run: partition(volume(run, "supervoxels")[0]),
+        "result": lambda run: volume(run, "supervoxels"),
     }
+
+
+def _masked(chunk: Vec3, world: World) -> list[Entry]:
+    """Take the image for a map of myelin: its brightest voxels are masked out."""
+    masks = {"mask": "mask", "myelin": "image", "myelin_threshold": 0.8}
+    return supervoxels(chunk, "affinities", **masks)
 
 
 def _to_segments(n: int) -> Callable[[Vec3, World], list[Entry]]:
     return lambda chunk, world: segments(chunk, "parts", "affinities")[:n]
+
+
+def _to_segment_table() -> dict[str, Any]:
+    """Return the stages to the table of segments, seen through the last one."""
+    return {
+        "entries": _to_segments(3),
+        "joined_by": lambda chunk: segments(chunk, "parts", "affinities")[3:],
+        "result": lambda run: volume(run, "segments"),
+    }
 
 
 def _pyramid(
@@ -399,19 +431,37 @@ def volume(run: Run, layer: str) -> list[NDArray[Any]]:
     ]
 
 
-def partition(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Name every label after its first voxel, which no chunking changes."""
-    ids, first, inverse = np.unique(
-        labels.ravel("F"), return_index=True, return_inverse=True
-    )
-    named = np.where(ids == 0, -1, first)[inverse]
-    return named.reshape(labels.shape, order="F")
+def agglomerated(run: Run) -> dict[str, Any]:
+    """Return the merges of all nodes in their order, and the refusals by their keys."""
+    stage: Any = run.recipe.stage("agglomeration")
+    tables = [
+        run.store.read(Record(stage.output, str(key), REFUSALS))
+        for wave in stage.plan()
+        for key in wave
+    ]
+    order = np.argsort(np.concatenate([t["key"] for t in tables]))
+    refusals = {
+        name: np.concatenate([t[name] for t in tables])[order]
+        for name in tables[0]
+        if tables[0][name].ndim
+    }
+    return {"history": history_of(run, stage).to_table(), "refusals": refusals}
 
 
-def top(run: Run, layer: str) -> Table:
-    """Read the record at the top of an octree."""
-    table: Table = run.store.read(root_record(layer, run.recipe.stage(layer).grid))
+def overlaps(run: Run) -> Table:
+    """Read the record at the top of the octree."""
+    stage: Any = run.recipe.stage("overlaps")
+    table: Table = run.store.read(stage.root)
     return table
+
+
+def region_graphs(run: Run) -> Table:
+    """Add up the region graphs of all chunks."""
+    keys = run.recipe.stage("region_graph").plan()[0]
+    tables = [run.store.read(Record("region_graph", str(key))) for key in keys]
+    merged = merge_region_graphs([RegionGraph.from_table(t) for t in tables]).to_table()
+    del merged["faces"]  # those of the chunks
+    return merged
 
 
 def surfaces(run: Run) -> dict[int, list[NDArray[Any]]]:
@@ -474,16 +524,6 @@ def _volume_of(layer: str) -> Callable[[Run], Any]:
     return lambda run: volume(run, layer)
 
 
-def _top_of(layer: str) -> Callable[[Run], Any]:
-    return lambda run: top(run, layer)
-
-
-def _agglomeration(run: Run) -> Mapping[str, Table]:
-    record = Record("agglomeration", str(ChunkKey(0, 0, 0, 0)))
-    parts: Mapping[str, Table] = run.store.read(record).parts
-    return parts
-
-
 EXAMPLES: dict[str, Example] = {
     "ingest": Example(_rescaled, _volume_of("copy")),
     "ingest ids": Example(_labels, _volume_of("copy")),
@@ -495,9 +535,11 @@ EXAMPLES: dict[str, Example] = {
     "basin_graph": Example(**_to_supervoxels(2)),
     "supervoxel_table": Example(**_to_supervoxels(3)),
     "relabel": Example(**_to_supervoxels(4)),
-    "region_graph": Example(_to_segments(1), _top_of("region_graph")),
-    "agglomeration": Example(_to_segments(2), _agglomeration),
-    "relabel by one table": Example(_to_segments(3), _volume_of("segments")),
+    "relabel masked": Example(_masked, _volume_of("supervoxels")),
+    "region_graph": Example(_to_segments(1), region_graphs),
+    "agglomeration": Example(_to_segments(2), agglomerated),
+    "segment_table": Example(**_to_segment_table()),
+    "relabel to segments": Example(_to_segments(4), _volume_of("segments")),
     "downsample": Example(_pyramid(_rescaled), _volume_of("copy")),
     "downsample ids": Example(_pyramid(_labels), _volume_of("copy")),
     "mesh_fragments": Example(_surfaces("mesh_fragments"), surfaces),
@@ -512,6 +554,6 @@ EXAMPLES: dict[str, Example] = {
     "skeletons": Example(
         _centerlines("skeleton_fragments", "skeletons"), written_components
     ),
-    "overlaps": Example(_overlaps, _top_of("overlaps")),
+    "overlaps": Example(_overlaps, overlaps),
 }
 """Examples by name: that of the stage, and what is special about it."""

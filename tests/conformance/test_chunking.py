@@ -1,9 +1,9 @@
 """No result depends on how the volume was cut: what every distributed run rests on.
 
-Exact stages give the same to the last bit. Ids carry the place of their chunk, so
-supervoxels are compared by the voxels that they hold; basins end at the faces of chunks
-by design and are looked at once they are joined. Skeletons find other paths in other
-chunks, and must hang together as those of the whole do.
+Exact stages give the same to the last bit, ids included. Basins end at the faces of chunks
+by design and are looked at once they are joined; what nodes of an octree decide is looked
+at once it is handed down, or added up. Skeletons find other paths in other chunks, and must
+hang together as those of the whole do.
 """
 
 import itertools
@@ -27,11 +27,12 @@ from .examples import (
     SHAPE,
     VOXEL,
     Example,
+    agglomerated,
     finished,
     parse,
+    region_graphs,
     segments,
     supervoxels,
-    top,
     volume,
 )
 from .same import assert_same
@@ -161,17 +162,17 @@ def whole_segments(world, tmp_path_factory):
 
 
 def segmented(affinities, chunk, world, root):
-    """Run the chain; return supervoxels, segments and the graph, ids included."""
+    """Run the chain; return volumes, graph, history and refusals, ids included."""
     entries = [
         *supervoxels(chunk, affinities),
         *segments(chunk, "supervoxels", affinities),
     ]
     run = finished(parse(entries, chunk, world), root)
-    graph = top(run, "region_graph")
     return {
         "supervoxels": volume(run, "supervoxels")[0],
         "segments": volume(run, "segments")[0],
-        **{f"graph {column}": graph[column] for column in graph},
+        "graph": region_graphs(run),
+        **agglomerated(run),
     }
 
 
@@ -182,6 +183,7 @@ def test_the_chain_is_not_vacuous(affinities, whole_segments):
     n_supervoxels = len(np.unique(found["supervoxels"]))
     n_segments = len(np.unique(found["segments"]))
     assert 5 < n_segments < n_supervoxels
+    assert len(found["refusals"]["key"]) > 1
 
 
 # -- the property has teeth -----------------------------------------------------------

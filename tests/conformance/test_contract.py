@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError, TaskError
 from pipeline.geometry import Bbox, Vec3
+from pipeline.kernels.agglomerate import Constraints
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
@@ -29,6 +30,7 @@ from pipeline.specs import (
 )
 from pipeline.stages import STAGES
 from pipeline.stages.base import OctreeStage
+from pipeline.stages.octree import DownSweep, UpSweep
 from pipeline.stages.shards import ShardStage
 
 from .examples import BOUNDS, EXAMPLES, finished
@@ -133,6 +135,8 @@ def other_value(value: Any, annotation: Any) -> Any:
             return f"{value}x"
         case tuple():
             return (value[0] + 1, *value[1:])
+        case Constraints():
+            return Constraints(activation=value.activation / 2)
         case Bbox():
             return value.shifted(Vec3(0, 0, 1))
         case Sharding():
@@ -185,8 +189,9 @@ def test_keys_are_planned_once(stage):
 
 def test_plan_covers_the_bounds_once(planned):
     stage = planned.recipe.stages[-1]
-    if isinstance(stage, OctreeStage):
-        covers_once([stage.task(key).box for key in stage.plan()[0]], stage.bounds)
+    if isinstance(stage, OctreeStage | UpSweep | DownSweep):
+        (chunks,) = [wave for wave in stage.plan() if wave.level == 0]
+        covers_once([stage.task(key).box for key in chunks], stage.bounds)
         assert_octree_is_whole(stage)
     elif isinstance(stage, ShardStage):
         assert_every_piece_is_read_once(stage, planned)
@@ -217,7 +222,8 @@ def covers_once(boxes, bounds):
 
 def assert_octree_is_whole(stage):
     """Children tile their parent, every node has one, and there is one at the top."""
-    waves = stage.plan()
+    waves = sorted(stage.plan(), key=lambda wave: wave.level)
+    assert stage.plan() in (waves, waves[::-1])
     assert len(waves[-1]) == 1
     for below, wave in itertools.pairwise(waves):
         children = [c for key in wave for c in key.children(stage.grid)]
@@ -326,7 +332,7 @@ def test_regions_arrive_read_only(finished_runs):
     run = finished_runs("region_graph")
     stage = run.recipe.stages[-1]
     task = tasks(stage)[0]
-    for read in stage.leaf_reads(task).values():
+    for read in stage.reads(task).values():
         assert not run.store.read(read).flags.writeable
 
 
@@ -393,7 +399,7 @@ def as_float64(value):
     return value.astype(np.float64)
 
 
-VOLUMES = ["ingest", "affinities", "basins", "relabel by one table", "downsample"]
+VOLUMES = ["ingest", "affinities", "basins", "relabel to segments", "downsample"]
 
 
 @pytest.mark.parametrize("wrong", [one_more, as_float64])
@@ -412,6 +418,7 @@ OTHERS = [
     "basins",
     "basin_graph",
     "supervoxel_table",
+    "agglomeration",
     "mesh_fragments",
     "meshes",
     "skeletons",

@@ -128,7 +128,8 @@ CHAINS = [
     "supervoxel_table",
     "relabel",
     "agglomeration",
-    "relabel by one table",
+    "segment_table",
+    "relabel to segments",
     "downsample",
     "mesh_fragments of a mip",
     "meshes",
@@ -143,7 +144,12 @@ def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
         for recipe in [example.recipe(CHUNK, world)]
         if recipe.upstream(recipe.stages[-1])
     }
-    alike = {"downsample ids", "meshes legacy", "affinities of a mip"}
+    alike = {
+        "downsample ids",
+        "meshes legacy",
+        "affinities of a mip",
+        "relabel masked",
+    }
     assert set(CHAINS) | alike == upstream
 
 
@@ -190,6 +196,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
         for layer, dtype in [("raw", "uint16"), ("image", "uint8"), ("labels", "uint64")]
     }
     blank["parts"] = blank["labels"]
+    blank["classes"] = blank["mask"] = blank["image"]
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
     world = World.of(blank, tmp_path / "world")
@@ -203,7 +210,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
 
 
 def test_a_node_waits_for_its_children(world, tmp_path):
-    run = Run.start(EXAMPLES["region_graph"].recipe(CHUNK, world), str(tmp_path))
+    run = Run.start(EXAMPLES["overlaps"].recipe(CHUNK, world), str(tmp_path))
     stage = run.recipe.stages[-1]
     leaves, nodes, *_ = stage.plan()
     first, *others = leaves
@@ -211,3 +218,17 @@ def test_a_node_waits_for_its_children(world, tmp_path):
         run.execute(stage, key)
     with pytest.raises(MissingInputError, match=str(first)):
         run.execute(stage, next(iter(nodes)))
+
+
+def test_a_node_waits_for_the_answers_of_its_parent(world, tmp_path):
+    run = Run.start(EXAMPLES["segment_table"].recipe(CHUNK, world), str(tmp_path))
+    *before, stage = run.recipe.stages
+    for earlier in before:
+        run_to_end(run, serial, only=earlier.output, quiet=True)
+    top, children, *_ = stage.plan()
+    (parent,) = top
+    first = next(iter(children))
+    with pytest.raises(MissingInputError, match=str(parent)):
+        run.execute(stage, first)
+    run.execute(stage, parent)
+    assert run.execute(stage, first) == "done"

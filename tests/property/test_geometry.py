@@ -146,6 +146,25 @@ def test_children_tile_their_parent_up_to_one_top(grid):
     assert ChunkKey(0, 0, 0, 0).children(grid) == []
 
 
+@given(GRIDS)
+def test_every_face_of_a_child_is_its_parents_or_between_siblings_or_of_the_bounds(grid):
+    for level in range(1, grid.height + 1):
+        for key in grid.keys(level):
+            box = grid.box(key)
+            for child in key.children(grid):
+                assert child.parent == key
+                inner = grid.box(child)
+                for axis in range(3):
+                    for face, mine, above, bounds in (
+                        (axis, inner.start, box.start, grid.bounds.start),
+                        (3 + axis, inner.stop, box.stop, grid.bounds.stop),
+                    ):
+                        if child.outward_faces >> face & 1:
+                            assert mine[axis] == above[axis]
+                        else:
+                            assert mine[axis] != above[axis] or mine[axis] == bounds[axis]
+
+
 @given(GRIDS, BOXES)
 def test_chunks_touching_a_box_are_those_that_share_a_voxel(grid, box):
     expected = [

@@ -57,6 +57,8 @@ SMALL = (
 use = "basins"
 affinities = "affinities"
 output = "basins"
+size_threshold = 20
+dust = 20
 encoding = "compressed_segmentation"
 storage_chunk = [24, 20, 12]
 
@@ -65,19 +67,18 @@ use = "basin_graph"
 basins = "basins"
 affinities = "affinities"
 output = "basin_graph"
+size_threshold = 20
+dust = 20
 
 [[stage]]
 use = "supervoxel_table"
-graph = "basin_graph"
+decisions = "basin_graph"
 output = "supervoxel_table"
-size_threshold = 20
-dust = 20
 
 [[stage]]
 use = "relabel"
 labels = "basins"
 table = "supervoxel_table"
-part = "chunk"
 output = "supervoxels"
 encoding = "compressed_segmentation"
 storage_chunk = [24, 20, 12]
@@ -95,10 +96,14 @@ output = "agglomeration"
 threshold = 0.4
 
 [[stage]]
+use = "segment_table"
+decisions = "agglomeration"
+output = "segment_table"
+
+[[stage]]
 use = "relabel"
 labels = "supervoxels"
-table = "agglomeration"
-part = "remap"
+table = "segment_table"
 output = "segmentation"
 encoding = "compressed_segmentation"
 storage_chunk = [24, 20, 12]

@@ -40,6 +40,9 @@ def test_a_second_run_does_nothing(finished, em_here, everything):
     assert all(before[p][0] == after[p][0] for p in before)
 
 
+OCTREES = ("basin_graph", "supervoxel_table", "agglomeration", "segment_table")
+
+
 def redone(before, after):
     assert before.keys() == after.keys()
     return {name for name in before if before[name] != after[name]}
@@ -53,10 +56,8 @@ def test_a_box_is_done_again(finished, em_here, objects, done):
     corner = "0_0_0_0"
     assert redone(before, done(root)) == {
         *(f"{layer}/{corner}" for layer in ("basins", "supervoxels", "segmentation")),
-        *(f"{graph}/{corner}" for graph in ("basin_graph", "region_graph")),
-        *(f"{graph}/1_0_0_0" for graph in ("basin_graph", "region_graph")),
-        f"supervoxel_table/{corner}",
-        f"agglomeration/{corner}",
+        *(f"{node}/{corner}" for node in (*OCTREES, "region_graph")),
+        *(f"{node}/1_0_0_0" for node in OCTREES),
         f"image/{corner}",
         "segmentation/pyramid/1_0_0_0",
         f"mesh_fragments/{corner}",

@@ -45,8 +45,8 @@ def test_replace_rebuilds_what_depends_on_it(changed, em_here, objects, done):
     assert kept == BEFORE_THRESHOLD
     assert redone.isdisjoint(kept)
     assert em_here("verify", "--root", root).status == 0
-    history = "agglomeration/0_0_0_0"
-    assert objects(root)[history] != contents[history]
+    top = "agglomeration/1_0_0_0"
+    assert objects(root)[top] != contents[top]
 
 
 def test_replaced_equals_afresh(changed, em_here, objects, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import GeometryError
-from pipeline.geometry import Bbox, ChunkKey, Grid, Halo, Vec3
+from pipeline.geometry import ALL_FACES, Bbox, ChunkKey, Grid, Halo, Vec3
 
 
 class Document(BaseModel):
@@ -146,6 +146,30 @@ def test_height_is_that_of_the_longest_axis(n):
 def test_ten_million_keys_cost_nothing_until_they_are_asked_for():
     grid = Grid(Bbox.of_shape((2**20, 2**20, 2**20)), Vec3(64, 64, 64))
     assert next(itertools.islice(grid.keys(), 5, None)) == ChunkKey(0, 5, 0, 0)
+
+
+def test_a_node_knows_its_parent_and_which_child_it_is():
+    key = ChunkKey(2, 5, 0, 7)
+    assert key.parent == ChunkKey(3, 2, 0, 3)
+    assert key.octant == 0b101
+    assert ChunkKey(0, 4, 3, 2).octant == 0b010
+    eight = ChunkKey(1, 0, 0, 0).children(Grid(Bbox.of_shape((8, 8, 8)), Vec3(4, 4, 4)))
+    assert [child.octant for child in eight] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("key", "faces"),
+    [
+        (ChunkKey(0, 0, 0, 0), 0b000111),
+        (ChunkKey(0, 1, 0, 0), 0b001110),
+        (ChunkKey(3, 4, 7, 1), 0b110001),
+        (ChunkKey(0, 1, 1, 1), 0b111000),
+    ],
+)
+def test_outward_faces_are_those_away_from_the_siblings(key, faces):
+    """Bit a is the lower face of axis a, bit 3 + a the upper."""
+    assert key.outward_faces == faces
+    assert faces & ~ALL_FACES == 0
 
 
 @pytest.mark.parametrize(

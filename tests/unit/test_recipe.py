@@ -45,14 +45,13 @@ low = 0.2
 
 [[stage]]
 use = "supervoxel_table"
-graph = "basin_graph"
+decisions = "basin_graph"
 output = "supervoxel_table"
 
 [[stage]]
 use = "relabel"
 labels = "basins"
 table = "supervoxel_table"
-part = "chunk"
 output = "supervoxels"
 storage_chunk = [16, 16, 10]
 """
@@ -205,9 +204,9 @@ def test_a_stage_without_use(document):
 
 
 def test_a_typo_in_a_field_is_told_with_the_fields_there_are(document):
-    document["stage"][2]["size_treshold"] = 100
+    document["stage"][1]["size_treshold"] = 100
     fault = one(faults_of(document))
-    assert "stage 3 (supervoxel_table)" in fault
+    assert "stage 2 (basin_graph)" in fault
     assert "'size_treshold'" in fault
     assert "did you mean 'size_threshold'?" in fault
 
@@ -290,11 +289,11 @@ def test_every_fault_of_reading_is_told_at_once(document):
     document["grid"]["chunks"] = 1
     document["stage"][0]["lo"] = 0.1
     document["stage"][1]["use"] = "graph"
-    document["stage"][2]["dust"] = -1
+    document["stage"][2]["id_chunk"] = [0]
     del document["stage"][3]["labels"]
     faults = faults_of(document)
     assert len(faults) == 7
-    for said in ("'a b'", "'colour'", "'chunks'", "'lo'", "'graph'", "dust", "labels"):
+    for said in ("'a b'", "'colour'", "'chunks'", "'lo'", "'graph'", "id_chunk", "labels"):
         assert any(said in fault for fault in faults), said
 
 
@@ -585,9 +584,14 @@ def block(change):
     [
         ("basin_graph", {"high": 0.9}, "basins"),
         ("basin_graph", {"low": 0.1}, "basins"),
+        ("basin_graph", {"size_threshold": 300}, "basins"),
+        ("basin_graph", {"dust": 100}, "basins"),
+        ("basin_graph", {"affinities": "image"}, "basins"),
         ("basin_graph", {"chunk": [128, 256, 50]}, "basins"),
         ("supervoxel_table", {"chunk": [300, 256, 50]}, "basin_graph"),
         ("agglomeration", {"chunk": [64, 64, 50]}, "region_graph"),
+        ("segment_table", {"chunk": [128, 128, 50]}, "agglomeration"),
+        ("segmentation", {"chunk": [128, 128, 50]}, "segment_table"),
         (
             "segmentation/meshes",
             {"sharding": {"shard_bits": 2, "minishard_bits": 4}},

@@ -11,44 +11,37 @@
 
 namespace {
 
-auto watershed(const AffinityVolume& affinities, const em::Vec3& origin,
-               const Corners& core, const Corners& bounds,
-               const std::optional<Volume<uint8_t>>& mask, double low, double high,
-               uint64_t size_threshold, uint64_t dust, uint64_t base, std::size_t threads) {
-  const em::Frame placed = frame(affinities, origin, core, bounds);
-  const em::Vec3 shape = em::extent(placed.core);
-  // The kernel uses the array for labels of other sizes, so it is made as bytes.
-  const std::size_t size = em::volume(shape) * sizeof(uint64_t);
-  std::unique_ptr<std::byte[]> labels(new std::byte[size]);
-  {
-    const nb::gil_scoped_release released;
-    const em::Affinities source = view(affinities);
-    em::watershed(source, placed, mask ? mask->data() : nullptr,
-                  em::Thresholds::of(source.scale(), low, high), {size_threshold, dust},
-                  base, threads, labels.get());
-  }
-  const std::array<std::size_t, 3> dims{static_cast<std::size_t>(shape[0]),
-                                        static_cast<std::size_t>(shape[1]),
-                                        static_cast<std::size_t>(shape[2])};
-  std::byte* raw = labels.release();
-  const nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<std::byte*>(p); });
-  return Array<uint64_t>(raw, 3, dims.data(), owner, nullptr, nb::dtype<uint64_t>(), 0, 0,
-                         'F');
+using OutVolume = nb::ndarray<uint64_t, nb::ndim<3>, nb::f_contig, nb::device::cpu>;
+
+// Writes over `labels`, which the kernel uses for labels of other sizes before.
+void watershed(const AffinityVolume& affinities, const em::Vec3& origin, const Corners& core,
+               const Corners& bounds, const std::optional<Volume<uint8_t>>& mask, double low,
+               double high, uint64_t size_threshold, uint64_t dust, uint64_t base,
+               std::size_t threads, const OutVolume& labels) {
+  const nb::gil_scoped_release released;
+  const em::Affinities source = view(affinities);
+  em::watershed(source, frame(affinities, origin, core, bounds),
+                mask ? mask->data() : nullptr,
+                em::Thresholds::of(source.scale(), low, high), {size_threshold, dust}, base,
+                threads, reinterpret_cast<std::byte*>(labels.data()));
 }
 
 auto basin_graph(const Volume<uint64_t>& labels, const AffinityVolume& affinities,
                  const em::Vec3& origin, const Corners& core, const Corners& bounds,
-                 double low, double high) {
+                 const std::optional<Volume<uint8_t>>& mask, double low, double high,
+                 std::size_t threads) {
   em::BasinGraph graph;
   {
     const nb::gil_scoped_release released;
-    graph = em::basin_graph(labels.data(), view(affinities),
-                            frame(affinities, origin, core, bounds),
-                            em::Thresholds::of(view(affinities).scale(), low, high));
+    const em::Affinities source = view(affinities);
+    graph = em::basin_graph(labels.data(), source, frame(affinities, origin, core, bounds),
+                            mask ? mask->data() : nullptr,
+                            em::Thresholds::of(source.scale(), low, high), threads);
   }
   using Edge = em::BasinEdge;
   return std::tuple(
       column<uint64_t>(graph.ids, itself), column<uint64_t>(graph.sizes, itself),
+      column<uint8_t>(graph.faces, itself),
       wide_column<uint64_t, 2>(graph.joins, itself),
       wide_column<uint64_t, 2>(graph.edges,
                                [](const Edge& edge) { return std::array{edge.a, edge.b}; }),
@@ -91,9 +84,9 @@ auto merge_basins(const Column<uint64_t>& ids, const Column<uint64_t>& sizes,
 void bind_basins(nb::module_& m) {
   m.def("watershed", &watershed, "affinities"_a.noconvert(), "origin"_a, "core"_a,
         "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "size_threshold"_a, "dust"_a,
-        "base"_a, "threads"_a);
+        "base"_a, "threads"_a, "labels"_a.noconvert());
   m.def("basin_graph", &basin_graph, "labels"_a.noconvert(), "affinities"_a.noconvert(),
-        "origin"_a, "core"_a, "bounds"_a, "low"_a, "high"_a);
+        "origin"_a, "core"_a, "bounds"_a, "mask"_a.none(), "low"_a, "high"_a, "threads"_a);
   m.def("merge_basins", &merge_basins, "ids"_a.noconvert(), "sizes"_a.noconvert(),
         "anchors"_a.noconvert(), "open"_a.noconvert(), "joins"_a.noconvert(),
         "pairs"_a.noconvert(), "affinities"_a.noconvert(), "keys"_a.noconvert(),

@@ -59,6 +59,49 @@ inline std::size_t axis(std::uint64_t code) {
 }
 }  // namespace edge_code
 
+// A row of labels and those of the rows below and above it along y, and along z.
+struct LabelRows {
+  const std::uint32_t *here, *below, *above, *back, *fore;
+};
+
+// The greatest edge of each voxel of a row to another label, as 8 times its affinity plus
+// 1 + a if it leads to the predecessor along axis a, 4 + a if to the successor; 0 where
+// no affinity is above `low`. `x` is room for another row and a voxel.
+EM_ROW_KERNEL inline void greatest_out(const SixEdges& six, const LabelRows& labels,
+                                       std::size_t n, std::uint32_t low, std::uint32_t* x,
+                                       std::uint32_t* out) {
+  const auto [to_x, y, z, upper_y, upper_z] = six;
+  const auto [here, below, above, back, fore] = labels;
+  const std::uint32_t above_low = low << 3 | 7;
+  x[0] = x[n] = 0;
+  for (std::size_t i = 1; i < n; ++i) x[i] = here[i] != here[i - 1] ? to_x[i] : 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t l = here[i];
+    std::uint32_t most = std::max(x[i] << 3 | 1, x[i + 1] << 3 | 4);
+    most = std::max(most, below[i] != l ? y[i] << 3 | 2 : 0);
+    most = std::max(most, back[i] != l ? z[i] << 3 | 3 : 0);
+    most = std::max(most, above[i] != l ? upper_y[i] << 3 | 5 : 0);
+    most = std::max(most, fore[i] != l ? upper_z[i] << 3 | 6 : 0);
+    out[i] = most > above_low ? most : 0;
+  }
+}
+
+// Bit a is set where the edge to the predecessor along axis a is above `low` and leads to
+// another label.
+EM_ROW_KERNEL inline void crossings(const SixEdges& six, const LabelRows& labels,
+                                    std::size_t n, std::uint32_t low, std::uint8_t* out) {
+  const auto [x, y, z, upper_y, upper_z] = six;
+  const auto [here, below, above, back, fore] = labels;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t l = here[i];
+    out[i] = static_cast<std::uint8_t>(((below[i] != l) & (y[i] > low) ? 2u : 0u) |
+                                       ((back[i] != l) & (z[i] > low) ? 4u : 0u));
+  }
+  for (std::size_t i = 1; i < n; ++i) {
+    out[i] |= static_cast<std::uint8_t>((here[i] != here[i - 1]) & (x[i] > low) ? 1u : 0u);
+  }
+}
+
 class SpanningForest {
  public:
   explicit SpanningForest(const LabelledChunk& chunk)
@@ -90,8 +133,7 @@ class SpanningForest {
     return components_.empty() || basin == no_label ? basin : components_[basin];
   }
 
-  // Calls visit(y, z, edges, labels of the row, of the rows below and above it along y,
-  // and along z) for the rows of a slab, the labels being those of components.
+  // Calls visit(y, z, edges, labels) for the rows of a slab, the labels being components.
   template <class Visit>
   void for_each_labelled_row(std::size_t slab, const Visit& visit) const {
     const std::size_t row = steps_[1], plane = steps_[2];
@@ -102,7 +144,10 @@ class SpanningForest {
     const auto map = [&](std::size_t z) {
       const std::uint32_t* from = chunk_.labels + z * plane;
       std::uint32_t* to = ring.data() + z % 3 * plane;
-      for (std::size_t i = 0; i < plane; ++i) to[i] = component(from[i]);
+      const std::uint32_t* table = components_.data();
+      for (std::size_t i = 0; i < plane; ++i) {
+        to[i] = from[i] == no_label ? no_label : table[from[i]];
+      }
     };
     const auto labels = [&](std::size_t z) {
       return is_mapped ? ring.data() + z % 3 * plane : chunk_.labels + z * plane;
@@ -122,10 +167,11 @@ class SpanningForest {
       if (is_mapped && j == 0 && has_fore) map(k + 1);
       // Where there is no neighbour there is no edge, and any label will do.
       const std::uint32_t* here = labels(k) + j * row;
-      visit(j, k, six, here, j > 0 ? here - row : here,
-            (j + 1) * row < plane ? here + row : here,
-            k > 0 ? labels(k - 1) + j * row : here,
-            has_fore ? labels(k + 1) + j * row : here);
+      visit(j, k, six,
+            LabelRows{here, j > 0 ? here - row : here,
+                      (j + 1) * row < plane ? here + row : here,
+                      k > 0 ? labels(k - 1) + j * row : here,
+                      has_fore ? labels(k + 1) + j * row : here});
     });
   }
 
@@ -139,25 +185,13 @@ class SpanningForest {
       const std::array<std::uint64_t, 7> offset{
           0, 0, 1, 2, 3, 3 * row + 1, 3 * plane + 2};
       for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
-                                      const std::uint32_t* here, const std::uint32_t* below,
-                                      const std::uint32_t* above, const std::uint32_t* back,
-                                      const std::uint32_t* fore) {
-        for (std::size_t i = 1; i < row; ++i) x[i] = here[i] != here[i - 1] ? six.x[i] : 0;
-        for (std::size_t i = 0; i < row; ++i) {
-          const std::uint32_t l = here[i];
-          std::uint32_t most = std::max(x[i] << 3 | 1, x[i + 1] << 3 | 4);
-          most = std::max(most, below[i] != l ? six.y[i] << 3 | 2 : 0);
-          most = std::max(most, back[i] != l ? six.z[i] << 3 | 3 : 0);
-          most = std::max(most, above[i] != l ? six.upper_y[i] << 3 | 5 : 0);
-          most = std::max(most, fore[i] != l ? six.upper_z[i] << 3 | 6 : 0);
-          out[i] = most;
-        }
+                                      const LabelRows& labels) {
+        greatest_out(six, labels, row, chunk_.low, x.data(), out.data());
         const std::uint64_t at = 3 * (k * plane + j * row);
-        for (std::size_t i = 0; i < row; ++i) {
-          if (out[i] >> 3 <= chunk_.low) continue;
-          raise(best[here[i]],
+        for_each_nonzero(out.data(), row, [&](std::size_t i) {
+          raise(best[labels.here[i]],
                 edge_code::of(out[i] >> 3, at + 3 * i + offset[out[i] & 7]));
-        }
+        });
       });
     });
     std::vector<std::uint32_t> targets(n_components_);
@@ -221,23 +255,22 @@ class SpanningForest {
   std::vector<ListedEdge> listed(std::size_t slab) const {
     const std::size_t row = steps_[1], plane = steps_[2];
     FlatMap<std::uint64_t> greatest;
+    std::vector<std::uint8_t> crossing(row);
     for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
-                                    const std::uint32_t* here, const std::uint32_t* below,
-                                    const std::uint32_t*, const std::uint32_t* back,
-                                    const std::uint32_t*) {
+                                    const LabelRows& labels) {
+      crossings(six, labels, row, chunk_.low, crossing.data());
       const std::uint64_t at = 3 * (k * plane + j * row);
       const auto put = [&](std::size_t i, std::uint32_t other, std::uint32_t affinity,
                            std::uint64_t axis) {
-        if (other == here[i] || affinity <= chunk_.low) return;
-        const auto [a, b] = std::minmax(here[i], other);
+        const auto [a, b] = std::minmax(labels.here[i], other);
         std::uint64_t& kept = greatest[std::uint64_t{a} << 32 | b];
         kept = std::max(kept, edge_code::of(affinity, at + 3 * i + axis));
       };
-      for (std::size_t i = 0; i < row; ++i) {
-        if (i > 0) put(i, here[i - 1], six.x[i], 0);
-        put(i, below[i], six.y[i], 1);
-        put(i, back[i], six.z[i], 2);
-      }
+      for_each_nonzero(crossing.data(), row, [&](std::size_t i) {
+        if (crossing[i] & 1) put(i, labels.here[i - 1], six.x[i], 0);
+        if (crossing[i] & 2) put(i, labels.below[i], six.y[i], 1);
+        if (crossing[i] & 4) put(i, labels.back[i], six.z[i], 2);
+      });
     });
     std::vector<ListedEdge> list;
     list.reserve(greatest.size());

@@ -39,36 +39,47 @@ inline std::uint32_t ranked(std::uint32_t affinity, std::uint32_t choice) {
   return affinity << 3 | choice;
 }
 
-// The choices of the n voxels of a row.
-inline void choose(const SixEdges& edges, std::size_t n, std::uint32_t low,
-                   Choice* choices) {
+// The choices of the n voxels of a row; `high` gets bit a where the edge to the
+// predecessor along axis a is that high.
+EM_ROW_KERNEL inline void choose(const SixEdges& edges, std::size_t n,
+                                 const Thresholds& thresholds, Choice* choices,
+                                 std::uint8_t* high) {
   const auto [x, y, z, upper_y, upper_z] = edges;
+  const auto at_least = static_cast<std::uint32_t>(thresholds.high);
+  const auto above = static_cast<std::uint32_t>(thresholds.low);
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint32_t best = std::max(
         {ranked(x[i], to_lower(0)), ranked(y[i], to_lower(1)), ranked(z[i], to_lower(2)),
          ranked(x[i + 1], to_upper(0)), ranked(upper_y[i], to_upper(1)),
          ranked(upper_z[i], to_upper(2))});
-    choices[i] = static_cast<Choice>(best >> 3 > low ? best & 7u : 0u);
+    choices[i] = static_cast<Choice>(best >> 3 > above ? best & 7u : 0u);
+    high[i] = static_cast<std::uint8_t>((x[i] >= at_least ? 1u : 0u) |
+                                        (y[i] >= at_least ? 2u : 0u) |
+                                        (z[i] >= at_least ? 4u : 0u));
   }
 }
 
-// What a voxel is part of: bit a is set if the edge to its predecessor along axis a is
-// on, `foreground` if any edge is.
+// What the voxels of a row are part of: bit a is set if the edge to the predecessor along
+// axis a is on, `foreground` if any edge is. Only the axes of `inside` lead to voxels.
 constexpr std::uint8_t foreground = 8;
 
-inline void switch_on(const SixEdges& edges, std::size_t n, std::uint32_t high,
-                      const Choice* here, const Choice* below_y, const Choice* below_z,
-                      std::uint8_t* on) {
-  const auto bit = [](bool is_set, int place) {
-    return static_cast<std::uint8_t>(static_cast<std::uint8_t>(is_set) << place);
+EM_ROW_KERNEL inline void switch_on(const Choice* here, const Choice* below_y,
+                                    const Choice* below_z, const std::uint8_t* high,
+                                    std::size_t n, std::uint8_t inside, std::uint8_t* on) {
+  const auto bit = [](bool is_set, std::uint8_t value) {
+    return is_set ? value : std::uint8_t{0};
   };
   for (std::size_t i = 0; i < n; ++i) {
-    on[i] = bit((here[i] == to_lower(1)) | (below_y[i] == to_upper(1)) | (edges.y[i] >= high), 1) |
-            bit((here[i] == to_lower(2)) | (below_z[i] == to_upper(2)) | (edges.z[i] >= high), 2) |
-            bit(here[i] != 0, 3) |
-            bit((here[i] == to_lower(0)) | (edges.x[i] >= high), 0);
+    const std::uint8_t bits = high[i] | bit(here[i] == to_lower(0), 1) |
+                              bit(here[i] == to_lower(1), 2) |
+                              bit(below_y[i] == to_upper(1), 2) |
+                              bit(here[i] == to_lower(2), 4) |
+                              bit(below_z[i] == to_upper(2), 4) |
+                              bit(here[i] != 0, foreground);
+    on[i] = bits & inside;
   }
-  for (std::size_t i = 1; i < n; ++i) on[i] |= bit(here[i - 1] == to_upper(0), 0);
+  for (std::size_t i = 1; i < n; ++i) on[i] |= bit(here[i - 1] == to_upper(0), 1);
+  on[0] &= static_cast<std::uint8_t>(~1u);
 }
 
 // Sets over a table that several threads use in parts: the root is the smallest member.
@@ -100,8 +111,7 @@ class BasinScan {
             std::uint32_t* parents, std::size_t slabs, std::size_t threads)
       : edges_(edges),
         core_(edges.frame.core),
-        low_(static_cast<std::uint32_t>(thresholds.low)),
-        high_(static_cast<std::uint32_t>(thresholds.high)),
+        thresholds_(thresholds),
         row_(static_cast<std::size_t>(extent(core_)[0])),
         plane_(row_ * static_cast<std::size_t>(extent(core_)[1])),
         planes_(static_cast<std::size_t>(extent(core_)[2])),
@@ -141,13 +151,16 @@ class BasinScan {
   void scan(std::size_t slab) {
     const std::size_t begin = first_plane(slab), end = first_plane(slab + 1);
     std::vector<Choice> choices(plane_), before(row_), nothing(row_);
-    std::vector<std::uint8_t> on(row_);
+    std::vector<std::uint8_t> high(row_), on(row_);
+    const std::vector<std::uint32_t> unlabelled(row_, no_label);
     Box box = core_;
     if (slab > 0) {
       box.start[2] = core_.start[2] + static_cast<std::int64_t>(begin) - 1;
       box.stop[2] = box.start[2] + 1;
       for_each_row(edges_, box, [&](std::int64_t y, std::int64_t, const SixEdges& six) {
-        choose(six, row_, low_, choices.data() + row_ * static_cast<std::size_t>(y - box.start[1]));
+        choose(six, row_, thresholds_,
+               choices.data() + row_ * static_cast<std::size_t>(y - box.start[1]),
+               high.data());
       });
       seams_[slab].resize(plane_);
     }
@@ -159,54 +172,61 @@ class BasinScan {
       const std::size_t at = plane_ * static_cast<std::size_t>(z - core_.start[2]) + row_ * j;
       Choice* here = choices.data() + row_ * j;
       std::copy_n(here, row_, before.data());
-      choose(six, row_, low_, here);
-      switch_on(six, row_, high_, here, j > 0 ? here - row_ : nothing.data(), before.data(),
-                on.data());
-      std::uint8_t inside = foreground | 7;
-      on[0] &= foreground | 6;
-      if (j == 0) inside &= foreground | 5;
-      if (z == box.start[2]) {
-        if (slab > 0) std::copy_n(on.data(), row_, seams_[slab].data() + row_ * j);
-        inside &= foreground | 3;
+      choose(six, row_, thresholds_, here, high.data());
+      // Edges over the seam wait until the slab below has its labels.
+      const bool is_first = z == box.start[2];
+      const bool at_seam = is_first && slab > 0;
+      const auto inside = static_cast<std::uint8_t>(foreground | 1 | (j > 0 ? 2 : 0) |
+                                                    (!is_first || at_seam ? 4 : 0));
+      switch_on(here, j > 0 ? here - row_ : nothing.data(), before.data(), high.data(), row_,
+                inside, on.data());
+      if (at_seam) {
+        for (std::size_t i = 0; i < row_; ++i) {
+          seams_[slab][row_ * j + i] = on[i] & 4;
+          on[i] &= foreground | 3;
+        }
       }
-      if (inside != (foreground | 7)) {
-        for (std::uint8_t& bits : on) bits &= inside;
-      }
-      next = label(on.data(), labels_ + at, next);
+      std::uint32_t* row = labels_ + at;
+      next = label(on.data(), j > 0 ? row - row_ : unlabelled.data(),
+                   is_first ? unlabelled.data() : row - plane_, row, next);
     });
     n_labels_[slab] = next - static_cast<std::uint32_t>(begin * plane_);
   }
 
-  // Labels a row; returns the next provisional label.
-  std::uint32_t label(const std::uint8_t* on, std::uint32_t* row, std::uint32_t next) {
-    const std::uint32_t *up = row - row_, *back = row - plane_;
+  // Labels a row; returns the next provisional label. Which edges are on is hard to
+  // foresee, so the labels over them are compared without asking.
+  std::uint32_t label(const std::uint8_t* on, const std::uint32_t* up,
+                      const std::uint32_t* back, std::uint32_t* row, std::uint32_t next) {
     std::uint32_t last = no_label;
     for (std::size_t i = 0; i < row_; ++i) {
-      const std::uint8_t bits = on[i];
-      if (bits & 1) {
-        if ((bits & 2) && up[i] != last) last = unite_roots(parents_, last, up[i]);
-        if ((bits & 4) && back[i] != last) last = unite_roots(parents_, last, back[i]);
-      } else if (bits & 2) {
-        last = up[i];
-        if ((bits & 4) && back[i] != last) last = unite_roots(parents_, last, back[i]);
-      } else if (bits & 4) {
-        last = back[i];
-      } else if (bits) {
+      const std::uint32_t bits = on[i];
+      const std::uint32_t x = mask_of(bits, 0), y = mask_of(bits, 1), z = mask_of(bits, 2);
+      const std::uint32_t to_x = last, to_y = up[i], to_z = back[i];
+      const std::uint32_t least = std::min({to_x | ~x, to_y | ~y, to_z | ~z});
+      const std::uint32_t most = std::max({to_x & x, to_y & y, to_z & z});
+      last = least;
+      if (most > least && least != no_label) {
+        if (x != 0) last = unite_roots(parents_, last, to_x);
+        if (y != 0) last = unite_roots(parents_, last, to_y);
+        if (z != 0) last = unite_roots(parents_, last, to_z);
+      } else if (least == no_label && bits != 0) {
         parents_[next] = next;
         last = next++;
-      } else {
-        last = no_label;
       }
       row[i] = last;
     }
     return next;
   }
 
+  static std::uint32_t mask_of(std::uint32_t bits, int place) {
+    return 0u - (bits >> place & 1u);
+  }
+
   void close_seam(std::size_t slab) {
     const std::uint32_t* here = labels_ + first_plane(slab) * plane_;
     const std::vector<std::uint8_t>& on = seams_[slab];
     for (std::size_t i = 0; i < plane_; ++i) {
-      if (on[i] & 4) unite_roots(parents_, here[i], *(here + i - plane_));
+      if (on[i] != 0) unite_roots(parents_, here[i], *(here + i - plane_));
     }
     seams_[slab] = {};
   }
@@ -248,7 +268,7 @@ class BasinScan {
 
   Edges edges_;
   Box core_;
-  std::uint32_t low_, high_;
+  Thresholds thresholds_;
   std::size_t row_, plane_, planes_;
   std::uint32_t *labels_, *parents_;
   std::size_t slabs_, threads_;

@@ -21,6 +21,6 @@ def make_affinities() -> MakeAffinities:
         codes = rng.integers(0, levels, (*shape, 3))
         if dtype == "uint8":
             return np.asfortranarray(codes * (255 // (levels - 1)), np.uint8)
-        return np.asfortranarray(codes / (levels - 1), np.float32)
+        return np.asfortranarray(codes / (levels - 1), dtype)
 
     return make

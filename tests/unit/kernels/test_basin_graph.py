@@ -1,14 +1,25 @@
 """The basin graph against its definition."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.geometry import Bbox, Vec3
-from pipeline.kernels.basin_graph import BasinGraph, basin_graph, merge_basin_graphs
+from pipeline.geometry import Bbox, Halo, Vec3
+from pipeline.kernels.basin_graph import (
+    BASIN_GRAPH_HALO,
+    MASKED_BASIN_GRAPH_HALO,
+    BasinGraph,
+    basin_graph,
+    merge_basin_graphs,
+)
 from pipeline.kernels.watershed import watershed
+
+from .watershed_oracle import codes_of, edges_of, switched_on, voxels
 
 SHAPE = (6, 5, 4)
 LOW, HIGH = 0.2, 0.95
@@ -58,6 +69,82 @@ def test_graph_is_that_of_the_definition(make_affinities, dtype, levels):
     np.testing.assert_array_equal(graph.sizes, sizes)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 8)] * 3),
+    cuts=st.tuples(*[st.tuples(st.integers(0, 8), st.integers(0, 8))] * 3),
+    dtype=st.sampled_from(["uint8", "float16", "float32"]),
+    levels=st.sampled_from([2, 3, 6, 256]),
+    seed=st.integers(0, 2**32),
+    limits=st.sampled_from([(0.0, 2.0), (0.3, 0.97), (0.6, 0.7)]),
+    is_masked=st.booleans(),
+    threads=st.integers(1, 4),
+)
+def test_chunk_of_a_volume(
+    make_affinities, shape, cuts, dtype, levels, seed, limits, is_masked, threads
+):
+    low, high = limits
+    bounds = Bbox.of_shape(shape, Vec3(7, -3, 11))
+    cuts = [sorted(min(c, n) for c in cut) for cut, n in zip(cuts, shape, strict=True)]
+    cuts = [(a, b) if a < b else (0, n) for (a, b), n in zip(cuts, shape, strict=True)]
+    start, stop = (Vec3.of(c) for c in zip(*cuts, strict=True))
+    box = Bbox(start, stop).shifted(bounds.start)
+    halo = MASKED_BASIN_GRAPH_HALO if is_masked else BASIN_GRAPH_HALO
+    read_box = bounds.intersection(box.grown(halo))
+    boxes = {"box": box, "read_box": read_box, "bounds": bounds}
+    read = read_box.shape.astuple()
+    affinities = make_affinities(read, dtype, seed, levels)
+    rng = np.random.default_rng(seed)
+    mask = rng.random(read) > 0.2 if is_masked else None
+    # Few labels, in clumps, and other ones outside the chunk.
+    labels = rng.integers(0, 5, read, dtype=np.uint64)
+    within = box.slices(read_box.start)
+    labels[within] += np.uint64(100) * (labels[within] > 0).astype(np.uint64)
+    graph = basin_graph(
+        labels, affinities, low=low, high=high, mask=mask, threads=threads, **boxes
+    )
+
+    scale = codes_of(affinities)[1]
+    edges = edges_of(affinities, read_box=read_box, bounds=bounds, mask=mask)
+    near = Halo.of(before=1)
+    chosen = voxels(bounds.intersection(box.grown(near)))
+    _, on = switched_on(edges, chosen, low * scale, high * scale)
+    sizes, faces, joins, greatest = Counter(), Counter(), set(), {}
+    place = {v: i for i, v in enumerate(voxels(bounds))}
+    for v in voxels(box):
+        label = int(labels[tuple(np.subtract(v, read_box.start.astuple()))])
+        if label == 0:
+            continue
+        sizes[label] += 1
+        for axis in range(3):
+            lower, upper = (c.astuple()[axis] for c in (box.start, box.stop))
+            first, last = (c.astuple()[axis] for c in (bounds.start, bounds.stop))
+            faces[label] |= (v[axis] == lower > first) << axis
+            faces[label] |= (v[axis] == upper - 1 < last - 1) << 3 + axis
+            below = tuple(c - (a == axis) for a, c in enumerate(v))
+            code = edges.get((v, below), (0,))[0]
+            if code <= math.floor(low * scale):
+                continue
+            other = int(labels[tuple(np.subtract(below, read_box.start.astuple()))])
+            if other in (0, label):
+                continue
+            pair = (min(label, other), max(label, other))
+            if v[axis] == lower and (v, below) in on:
+                joins.add(pair)
+            else:
+                edge = (code, 3 * place[v] + axis)
+                greatest[pair] = max(greatest.get(pair, edge), edge)
+    assert dict(zip(graph.ids.tolist(), graph.sizes.tolist(), strict=True)) == sizes
+    assert dict(zip(graph.ids.tolist(), graph.faces.tolist(), strict=True)) == faces
+    assert graph.joins.tolist() == sorted(map(list, joins))
+    for pair in joins:
+        greatest.pop(pair, None)
+    assert graph.pairs.tolist() == sorted(map(list, greatest))
+    expected = [greatest[pair] for pair in sorted(greatest)]
+    found = zip(graph.affinities.tolist(), graph.keys.tolist(), strict=True)
+    assert list(found) == expected
+
+
 def test_a_basin_cut_by_a_face_is_joined():
     """The lower part reaches the face and drains over it."""
     affinities = np.zeros((4, 1, 1, 3), np.uint8)
@@ -88,14 +175,15 @@ def test_background_touches_nothing():
     graph = basin_graph(
         labels, affinities, box=box, read_box=box, bounds=box, low=0.1, high=0.9
     )
-    assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 6
+    assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 7
 
 
 def test_merging_keeps_the_greatest_edge_and_adds_sizes():
-    def graph(ids, sizes, pairs, affinities, keys, joins=()):
+    def graph(ids, sizes, faces, pairs, affinities, keys, joins=()):
         return BasinGraph(
             np.array(ids, np.uint64),
             np.array(sizes, np.uint64),
+            np.array(faces, np.uint8),
             np.array(joins, np.uint64).reshape(-1, 2),
             np.array(pairs, np.uint64).reshape(-1, 2),
             np.array(affinities, np.uint64),
@@ -104,13 +192,14 @@ def test_merging_keeps_the_greatest_edge_and_adds_sizes():
         )
 
     parts = [
-        graph([1, 2], [10, 20], [[1, 2], [1, 3]], [7, 5], [4, 9], [[2, 3]]),
-        graph([2, 3], [1, 2], [[1, 2], [1, 3]], [7, 6], [3, 2], [[2, 3], [1, 4]]),
+        graph([1, 2], [10, 20], [0, 33], [[1, 2], [1, 3]], [7, 5], [4, 9], [[2, 3]]),
+        graph([2, 3], [1, 2], [6, 8], [[1, 2], [1, 3]], [7, 6], [3, 2], [[2, 3], [1, 4]]),
     ]
     for order in (parts, parts[::-1]):
         merged = merge_basin_graphs(order)
         assert merged.ids.tolist() == [1, 2, 3]
         assert merged.sizes.tolist() == [10, 21, 2]
+        assert merged.faces.tolist() == [0, 39, 8]
         assert merged.joins.tolist() == [[1, 4], [2, 3]]
         assert merged.pairs.tolist() == [[1, 2], [1, 3]]
         assert merged.affinities.tolist() == [7, 6]

@@ -86,7 +86,8 @@ def assert_same(a, b):
     for ours, theirs in ((a.graph, b.graph), (a.history, b.history)):
         table, other = ours.to_table(), theirs.to_table()
         assert table.keys() == other.keys()
-        for column in table:
+        # Which faces of its chunk a supervoxel touches is a matter of the chunk.
+        for column in table.keys() - {"faces"}:
             np.testing.assert_array_equal(table[column], other[column], column)
 
 

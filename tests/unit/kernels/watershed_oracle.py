@@ -24,6 +24,42 @@ def pairs(box):
     return list(zip(box.start.astuple(), box.stop.astuple(), strict=True))
 
 
+def edges_of(affinities, *, read_box, bounds, mask=None):
+    """Edges (voxel, predecessor) by their place in the total order."""
+    codes, _ = codes_of(affinities)
+    start = read_box.start.astuple()
+
+    def at(array, v):
+        return array[tuple(c - s for c, s in zip(v, start, strict=True))]
+
+    known = set(voxels(read_box))
+    edges = {}
+    for v in known:
+        if mask is not None and not at(mask, v):
+            continue
+        for axis in range(3):
+            below = tuple(c - (a == axis) for a, c in enumerate(v))
+            if below[axis] < bounds.start.astuple()[axis]:
+                continue
+            if mask is not None and below in known and not at(mask, below):
+                continue
+            edges[v, below] = (int(at(codes, v)[axis]), v[::-1], axis)
+    return edges
+
+
+def switched_on(edges, core, low, high):
+    """Return the foreground of some voxels, and the edges that they switch on."""
+    incident = {}
+    for edge in edges:
+        for v in edge:
+            incident.setdefault(v, []).append(edge)
+    greatest = {v: max(incident[v], key=edges.__getitem__) for v in core if incident.get(v)}
+    foreground = {v for v, edge in greatest.items() if edges[edge][0] > floor(low)}
+    return foreground, {greatest[v] for v in foreground} | {
+        e for e, (code, *_) in edges.items() if code >= high
+    }
+
+
 def watershed_oracle(
     affinities,
     *,
@@ -38,36 +74,10 @@ def watershed_oracle(
     mask=None,
 ):
     """Label a chunk; arguments are those of `watershed`."""
-    codes, scale = codes_of(affinities)
-    start = read_box.start.astuple()
-
-    def at(array, v):
-        return array[tuple(c - s for c, s in zip(v, start, strict=True))]
-
-    known = set(voxels(read_box))
-    inside = voxels(bounds)
-    edges = {}  # (voxel, predecessor) -> place in the total order
-    for v in inside:
-        if v not in known or (mask is not None and not at(mask, v)):
-            continue
-        for axis in range(3):
-            below = tuple(c - (a == axis) for a, c in enumerate(v))
-            if below[axis] < bounds.start.astuple()[axis]:
-                continue
-            if mask is not None and below in known and not at(mask, below):
-                continue
-            edges[v, below] = (int(at(codes, v)[axis]), v[::-1], axis)
-
-    incident = {}
-    for edge in edges:
-        for v in edge:
-            incident.setdefault(v, []).append(edge)
+    edges = edges_of(affinities, read_box=read_box, bounds=bounds, mask=mask)
+    scale = codes_of(affinities)[1]
     core = voxels(box)
-    greatest = {v: max(incident[v], key=edges.__getitem__) for v in core if incident.get(v)}
-    foreground = {v for v, edge in greatest.items() if edges[edge][0] > floor(low * scale)}
-    on = {greatest[v] for v in foreground} | {
-        e for e, (code, *_) in edges.items() if code >= high * scale
-    }
+    foreground, on = switched_on(edges, core, low * scale, high * scale)
     owner = {v: {v} for v in foreground}
     within = [e for e in edges if e[0] in owner and e[1] in owner]
     for edge in within:

@@ -40,7 +40,7 @@ RECIPE = {
         },
         {
             "use": "supervoxel_table",
-            "graph": "basin_graph",
+            "decisions": "basin_graph",
             "output": "table",
             "bounds": {"start": [0, 0, 0], "stop": [32, 32, 8]},
             "chunk": [16, 16, 8],
@@ -100,6 +100,7 @@ def test_a_table_counts_as_the_volumes_that_it_is_made_from(run):
         ("basins", ["0_1_1_0"]),
         ("basin_graph", ["0_1_1_0"]),
         ("basin_graph", ["1_0_0_0"]),
-        ("table", ["0_0_0_0"]),
+        ("table", ["1_0_0_0"]),
+        ("table", ["0_1_1_0"]),
     ]
     assert run.store.read(Region("basins", Bbox.of_shape(Vec3(32, 32, 8)))).sum() == 0
