@@ -20,7 +20,6 @@
 #include <utility>
 #include <vector>
 
-#include "disjoint_sets.hpp"
 #include "flat_map.hpp"
 #include "parallel.hpp"
 #include "volume.hpp"
@@ -28,20 +27,6 @@
 namespace em {
 
 constexpr std::uint32_t no_label = std::numeric_limits<std::uint32_t>::max();
-
-// A chunk whose voxels are labelled with basins 0, 1, ... or `no_label`.
-struct LabelledChunk {
-  Edges edges;  // those inside the chunk
-  std::uint32_t low;
-  const std::uint32_t* labels;
-  std::size_t n_basins, slabs, threads;
-
-  std::size_t row() const { return static_cast<std::size_t>(extent(edges.limits)[0]); }
-  std::size_t plane() const {
-    return row() * static_cast<std::size_t>(extent(edges.limits)[1]);
-  }
-  std::size_t planes() const { return static_cast<std::size_t>(extent(edges.limits)[2]); }
-};
 
 // An edge of a chunk as a number, so that the greatest edge is the greatest number: its
 // affinity, the place of its upper voxel in the chunk, and its axis. 0 is no edge.
@@ -58,6 +43,27 @@ inline std::size_t axis(std::uint64_t code) {
   return static_cast<std::size_t>((code & ((std::uint64_t{1} << place_bits) - 1)) % 3);
 }
 }  // namespace edge_code
+
+// A chunk whose voxels are labelled with basins 0, 1, ... or `no_label`.
+struct LabelledChunk {
+  Edges edges;  // those inside the chunk
+  std::uint32_t low;
+  const std::uint32_t* labels;
+  std::size_t n_basins, slabs, threads;
+
+  std::size_t row() const { return static_cast<std::size_t>(extent(edges.limits)[0]); }
+  std::size_t plane() const {
+    return row() * static_cast<std::size_t>(extent(edges.limits)[1]);
+  }
+  std::size_t planes() const { return static_cast<std::size_t>(extent(edges.limits)[2]); }
+
+  // The labels at the upper and the lower end of an edge.
+  std::array<const std::uint32_t*, 2> ends(std::uint64_t code) const {
+    const std::size_t steps[3] = {1, row(), plane()};
+    const std::uint32_t* upper = labels + edge_code::place(code);
+    return {upper, upper - steps[edge_code::axis(code)]};
+  }
+};
 
 // A row of labels and those of the rows below and above it along y, and along z.
 struct LabelRows {
@@ -116,11 +122,6 @@ class SpanningForest {
     while (n_components_ > few && !is_complete) is_complete = !volume_round();
     if (!is_complete) list_rounds();
     return std::move(forest_);
-  }
-
-  std::array<std::uint32_t, 2> basins(std::uint64_t code) const {
-    const std::size_t upper = edge_code::place(code);
-    return {chunk_.labels[upper], chunk_.labels[upper - steps_[edge_code::axis(code)]]};
   }
 
  private:
@@ -195,14 +196,19 @@ class SpanningForest {
       });
     });
     std::vector<std::uint32_t> targets(n_components_);
-    bool found = false;
-    for (std::uint32_t c = 0; c < n_components_; ++c) {
-      if (best[c] == 0) continue;
-      found = true;
-      const auto [a, b] = basins(best[c]);
-      const std::uint32_t i = component(a);
-      targets[c] = i == c ? component(b) : i;
-    }
+    std::atomic<bool> found{false};
+    in_parallel(chunk_.slabs, chunk_.threads, [&](std::size_t part) {
+      bool any = false;
+      for (std::size_t c = piece_start(n_components_, chunk_.slabs, part);
+           c < piece_start(n_components_, chunk_.slabs, part + 1); ++c) {
+        if (best[c] == 0) continue;
+        any = true;
+        const auto [upper, lower] = chunk_.ends(best[c]);
+        const std::uint32_t i = component(*upper);
+        targets[c] = i == c ? component(*lower) : i;
+      }
+      if (any) found = true;
+    });
     if (found) {
       const std::vector<std::uint32_t> merged = contract(best, targets);
       if (components_.empty()) {
@@ -313,50 +319,129 @@ class SpanningForest {
   std::vector<std::uint64_t> forest_;
 };
 
+// Sorts edges so that the greatest comes first: by digits from the least on, which keep
+// the order of those before.
+inline void sort_descending(std::vector<std::uint64_t>& codes) {
+  constexpr int bits = 11;
+  constexpr std::size_t n_digits = std::size_t{1} << bits;
+  std::vector<std::uint64_t> other(codes.size());
+  for (int shift = 0; shift < 64; shift += bits) {
+    std::array<std::size_t, n_digits> places{};
+    const auto digit = [&](std::uint64_t code) {
+      return n_digits - 1 - (code >> shift & (n_digits - 1));
+    };
+    for (const std::uint64_t code : codes) ++places[digit(code)];
+    if (std::find(places.begin(), places.end(), codes.size()) != places.end()) continue;
+    std::size_t place = 0;
+    for (std::size_t& n : places) place += std::exchange(n, place);
+    for (const std::uint64_t code : codes) other[places[digit(code)]++] = code;
+    codes.swap(other);
+  }
+}
+
+// Tells the memory that an address is about to be read.
+inline void prefetch([[maybe_unused]] const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#endif
+}
+
+// Clusters of basins, each with its first basin as root.
+class Clusters {
+ public:
+  // `open` says of which basins not all is known.
+  Clusters(const std::vector<std::uint32_t>& sizes, const std::vector<std::uint8_t>& open)
+      : nodes_(sizes.size()) {
+    for (std::uint32_t i = 0; i < nodes_.size(); ++i) nodes_[i] = {i, sizes[i], open[i] != 0};
+  }
+
+  void prefetch(std::uint32_t basin) const { em::prefetch(&nodes_[basin]); }
+
+  std::uint32_t root(std::uint32_t i) {
+    while (nodes_[i].parent != i) {
+      nodes_[i].parent = nodes_[nodes_[i].parent].parent;
+      i = nodes_[i].parent;
+    }
+    return i;
+  }
+
+  // Merges the clusters of two basins unless both are large, or lets them wait for what
+  // is not known of one. A large one will take a small one whatever it waits for itself.
+  void decide(std::uint32_t a, std::uint32_t b, std::uint64_t threshold) {
+    Node *one = &nodes_[root(a)], *two = &nodes_[root(b)];
+    const bool one_is_large = one->size >= threshold, two_is_large = two->size >= threshold;
+    if (one == two || (one_is_large && two_is_large)) return;
+    const bool may_merge = (!one->is_blocked && !two->is_blocked) ||
+                           (one_is_large && !two->is_blocked) ||
+                           (two_is_large && !one->is_blocked);
+    if (!may_merge) {
+      one->is_blocked = two->is_blocked = true;
+      return;
+    }
+    if (one > two) std::swap(one, two);
+    one->size += two->size;
+    one->is_blocked |= two->is_blocked;
+    two->parent = one->parent;
+  }
+
+  // Whether all of a cluster is known and it is too small to stay.
+  bool is_dust(std::uint32_t root, std::uint64_t dust) const {
+    return nodes_[root].size < dust && !nodes_[root].is_blocked;
+  }
+
+ private:
+  struct Node {
+    std::uint32_t parent, size;  // the size counts at roots [voxel]
+    bool is_blocked;
+  };
+
+  std::vector<Node> nodes_;
+};
+
 // Sizes up to which clusters merge, and below which they are dropped [voxel].
 struct SizeRules {
   std::uint64_t threshold, dust;
 };
 
-// The cluster of each basin, as its first basin; `no_label` if it is dust. Clusters of
-// which not all is known start as blocked: `open` says so for each basin, and so do
-// edges that wait for them.
+// The cluster of each basin, as its first basin; `no_label` if it is dust. `sizes` are
+// those of the basins, `open` says which of them touch what the chunk does not know; that
+// and edges that wait for it block a cluster.
 inline std::vector<std::uint32_t> link(const LabelledChunk& chunk,
-                                       const std::vector<std::uint32_t>& sizes,
+                                       std::vector<std::uint32_t> sizes,
                                        const std::vector<std::uint8_t>& open,
                                        const SizeRules& rules) {
-  const std::size_t n = chunk.n_basins;
-  DisjointSets sets(n);
-  std::vector<std::uint32_t> size = sizes;
-  std::vector<std::uint8_t> is_blocked = open;
+  std::vector<std::uint64_t> forest;
   if (rules.threshold > 0) {
-    SpanningForest finder(chunk);
-    std::vector<std::uint64_t> forest = finder.run();
-    std::sort(forest.begin(), forest.end(), std::greater<>());
-    for (const std::uint64_t code : forest) {
-      const auto [a, b] = finder.basins(code);
-      const std::uint32_t i = sets.find(a), j = sets.find(b);
-      const bool large_i = size[i] >= rules.threshold, large_j = size[j] >= rules.threshold;
-      if (large_i && large_j) continue;
-      const bool may_merge = (!is_blocked[i] && !is_blocked[j]) ||
-                             (large_i && !is_blocked[j]) || (large_j && !is_blocked[i]);
-      if (may_merge) {
-        const std::uint32_t total = size[i] + size[j];
-        const std::uint8_t blocked = is_blocked[i] | is_blocked[j];
-        const std::uint32_t root = sets.unite(i, j);
-        size[root] = total;
-        is_blocked[root] = blocked;
-      } else {
-        is_blocked[i] = is_blocked[j] = 1;
-      }
+    forest = SpanningForest(chunk).run();
+    sort_descending(forest);
+  }
+  Clusters clusters(sizes, open);
+  // Edges come from all over the chunk, so what they need is asked for in advance.
+  constexpr std::size_t ahead = 16;
+  std::array<std::array<std::uint32_t, 2>, ahead> ends;
+  for (std::size_t i = 0; i < forest.size() + 2 * ahead; ++i) {
+    if (i >= 2 * ahead) {
+      const auto [a, b] = ends[i % ahead];
+      clusters.decide(a, b, rules.threshold);
+    }
+    if (i >= ahead && i - ahead < forest.size()) {
+      const auto [upper, lower] = chunk.ends(forest[i - ahead]);
+      ends[i % ahead] = {*upper, *lower};
+      clusters.prefetch(*upper);
+      clusters.prefetch(*lower);
+    }
+    if (i < forest.size()) {
+      const auto [upper, lower] = chunk.ends(forest[i]);
+      prefetch(upper);
+      prefetch(lower);
     }
   }
-  std::vector<std::uint32_t> clusters(n);
-  for (std::uint32_t i = 0; i < n; ++i) {
-    const std::uint32_t root = sets.find(i);
-    clusters[i] = size[root] < rules.dust && !is_blocked[root] ? no_label : root;
+  std::vector<std::uint32_t> names = std::move(sizes);
+  for (std::uint32_t i = 0; i < names.size(); ++i) {
+    const std::uint32_t root = clusters.root(i);
+    names[i] = clusters.is_dust(root, rules.dust) ? no_label : root;
   }
-  return clusters;
+  return names;
 }
 
 }  // namespace em

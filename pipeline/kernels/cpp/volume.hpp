@@ -20,11 +20,15 @@
 #include <vector>
 
 // Compiles a loop over a row for wider vectors too, which are used where the machine has
-// them. It holds whole numbers and exact products, so the result is the same.
+// them. It holds whole numbers and exact products, so the result is the same. A build
+// whose runtime cannot choose between functions, as with some sanitizers, defines it as
+// nothing.
+#ifndef EM_ROW_KERNEL
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #define EM_ROW_KERNEL __attribute__((target_clones("avx2", "default")))
 #else
 #define EM_ROW_KERNEL
+#endif
 #endif
 
 namespace em {
@@ -312,14 +316,13 @@ struct Edges {
 // Reads rows of edges: their affinities, and 0 where there is no edge.
 class EdgeRows {
  public:
-  // Rows of the voxels from x_start to x_stop, which may lie beyond the limits.
-  EdgeRows(const Edges& edges, std::int64_t x_start, std::int64_t x_stop)
+  // Rows of a box, which may go beyond the limits.
+  EdgeRows(const Edges& edges, const Box& box)
       : edges_(edges),
-        read_(edges.limits),
-        skipped_(static_cast<std::size_t>(std::max(edges.limits.start[0] - x_start,
-                                                   std::int64_t{0}))),
-        width_(static_cast<std::size_t>(x_stop - x_start)),
-        rows_(edges.affinities, clipped(read_, x_start, x_stop)) {}
+        read_(stored(edges, box)),
+        skipped_(static_cast<std::size_t>(read_.start[0] - box.start[0])),
+        width_(static_cast<std::size_t>(extent(box)[0])),
+        rows_(edges.affinities, read_) {}
 
   void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
     const Vec3 first{read_.start[0], y, z};
@@ -339,10 +342,15 @@ class EdgeRows {
   }
 
  private:
-  static const Box& clipped(Box& box, std::int64_t start, std::int64_t stop) {
-    box.start[0] = std::max(box.start[0], start);
-    box.stop[0] = std::min(box.stop[0], stop);
-    return box;
+  // The part of a box within the limits and the array.
+  static Box stored(const Edges& edges, const Box& box) {
+    Box part = box;
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      const std::int64_t start = std::max(edges.limits.start[axis], std::int64_t{0});
+      part.start[axis] = std::max(box.start[axis], start);
+      part.stop[axis] = std::min(box.stop[axis], edges.limits.stop[axis]);
+    }
+    return part;
   }
 
   void erase_masked(std::size_t axis, const Vec3& first, std::uint32_t* row,
@@ -379,7 +387,8 @@ void for_each_row(const Edges& edges, const Box& box, Visit&& visit) {
   const Vec3 size = extent(box);
   const auto width = static_cast<std::size_t>(size[0]) + 1;
   const auto rows = static_cast<std::size_t>(size[1]);
-  EdgeRows source(edges, box.start[0], box.stop[0] + 1);
+  const auto& [x_stop, y_stop, z_stop] = box.stop;
+  EdgeRows source(edges, Box{box.start, {x_stop + 1, y_stop + 1, z_stop + 1}});
   std::vector<std::uint32_t> plane(width * rows), x(width), y(width), upper_y(width),
       upper_z(width);
   for (std::size_t j = 0; j < rows; ++j) {

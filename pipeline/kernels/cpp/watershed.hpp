@@ -14,12 +14,10 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "disjoint_sets.hpp"
 #include "flat_map.hpp"
 #include "linkage.hpp"
 #include "parallel.hpp"
@@ -355,7 +353,7 @@ inline void watershed(const Affinities& affinities, const Frame& frame,
                               slabs,
                               threads};
     const std::vector<std::uint8_t> open = open_basins(frame, labels, chunk.n_basins);
-    std::vector<std::uint32_t> clusters = link(chunk, basins.size, open, rules);
+    std::vector<std::uint32_t> clusters = link(chunk, std::move(basins.size), open, rules);
     for (std::uint32_t& cluster : clusters) {
       if (cluster != no_label) cluster = basins.first[cluster];
     }
