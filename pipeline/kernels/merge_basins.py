@@ -268,16 +268,20 @@ class SingleLinkage(Linkage):
     ) -> Decision:
         """Merge; an edge to an open side waits, and all that wait are kept."""
         ids = clusters["ids"]
+        pairs = contacts["pairs"]
+        # What joins parts of a basin need not wait for its turn.
+        joins = contacts["affinities"] >= np.uint64(_cpp.join_affinity)
+        joins &= ~np.isin(pairs, ids[is_open != 0]).any(axis=1)
         with data_errors():
             targets, settled, sizes, pairs, affinities, keys = _cpp.merge_basins(
                 ids,
                 clusters["sizes"],
                 clusters["anchors"],
                 is_open,
-                np.zeros((0, 2), np.uint64),
-                contacts["pairs"],
-                contacts["affinities"],
-                contacts["keys"],
+                pairs[joins],
+                pairs[~joins],
+                contacts["affinities"][~joins],
+                contacts["keys"][~joins],
                 # An open side has size 0 here and must not count as large.
                 max(1, self.size_threshold),
                 self.dust,
@@ -321,17 +325,22 @@ class SingleLinkage(Linkage):
                 "pairs": np.concatenate(
                     [state.pairs, np.sort(state.cross_pairs, axis=1), links]
                 ),
-                # No two of these are equal, and ids leave the highest bit free.
                 "affinities": np.concatenate(
-                    [
-                        state.affinities,
-                        state.cross_affinities,
-                        links[:, 0] | np.uint64(_cpp.join_affinity),
-                    ]
+                    [state.affinities, state.cross_affinities, _above_all(links[:, 0])]
                 ),
                 "keys": np.concatenate([state.keys, state.cross_keys, links[:, 1]]),
             },
         )
+
+
+def _above_all(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return an affinity for edges that join whatever the sizes, one for each id.
+
+    Among these any strict order will do. That of the ids would make long chains of
+    clusters that wait for one another; an odd factor scatters them, and is one to one.
+    """
+    mixed = ids * np.uint64(0x9E3779B97F4A7C15)
+    return mixed | np.uint64(_cpp.join_affinity)
 
 
 def _behind(

@@ -2,7 +2,7 @@
 
 Every cluster has a home, one of n partitions, that holds its row and all its contacts.
 In a round, each cluster travels to the home of the neighbour that it has its best
-contact with. Of two clusters that are the best of each other the lesser is a leader:
+contact with. Of two clusters that are the best of each other one is the leader:
 with all that chose it, it is decided where it lives, by the same kernel that decides
 nodes of the octree, everything else counting as open. Then the results travel home, and
 neighbours are told of new names.
@@ -251,10 +251,15 @@ def lead(
     order = np.argsort(guests["ids"])
     guest_ids, chosen = guests["ids"][order], guests["other"][guest_rows]
 
-    # A leader is the lesser of two that chose each other; it does not follow anyone,
-    # since its choice does not lead.
+    # Of two that chose each other the one with more contacts leads, since more may have
+    # chosen it. It does not follow anyone: its choice does not lead.
     places = np.searchsorted(ids, chosen)
-    mutual = (choice[places] == guest_ids) & (chosen < guest_ids)
+    degree = np.bincount(np.searchsorted(ids, kept["own"]), minlength=len(ids))[places]
+    guest_degree = np.bincount(
+        np.searchsorted(guest_ids, guests["own"]), minlength=len(guest_ids)
+    )
+    more = (degree > guest_degree) | ((degree == guest_degree) & (chosen < guest_ids))
+    mutual = (choice[places] == guest_ids) & more
     leaders = np.unique(chosen[mutual])
     follows = np.isin(chosen, leaders)
     own = _stacked(

@@ -14,6 +14,7 @@ from pipeline.geometry import Bbox, Halo
 from pipeline.kernels import _cpp
 from pipeline.kernels.placement import Placement, data_errors, scale_of
 from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.threads import require_threads
 
 REGION_GRAPH_HALO = Halo.of(before=1)
 """A chunk owns the faces whose upper voxel it holds; the lower voxel may lie below it."""
@@ -124,12 +125,15 @@ def region_graph(
 
     Raises
     ------
+    ValueError
+        If there are no threads.
     GeometryError
         If the boxes do not fit one another.
     DataError
         If an array has another dtype or shape, affinities are NaN or outside [0, 1], or a
         semantic label is above 5.
     """
+    require_threads(threads)
     placement = Placement(box, read_box, bounds, REGION_GRAPH_HALO)
     with data_errors():
         columns = _cpp.region_graph(

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.kernels import _cpp
 from pipeline.kernels.placement import data_errors, label_volume
 from pipeline.kernels.tables import Columns, column
+from pipeline.kernels.threads import require_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +62,13 @@ def relabel(
 
     Raises
     ------
+    ValueError
+        If there are no threads.
     DataError
         If the table lacks an id and ``keep_missing`` is off, which leaves ``out`` with old
         and new ids; or if ``out`` cannot take the ids.
     """
+    require_threads(threads)
     ids = label_volume(labels)
     if out is None:
         out = np.empty(ids.shape, np.uint64, order="F")

@@ -85,13 +85,13 @@ def sweep(run: Run, thresholds: Sequence[float], truth: str = "truth") -> list[S
 
 def history_of(run: Run, stage: Agglomeration) -> MergeHistory:
     """Return the merges of all nodes of an agglomeration, in the order of their scores."""
-    return merge_history(
-        [
-            Merges.from_table(run.store.read(Record(stage.output, str(key), MERGES)))
-            for wave in stage.plan()
-            for key in wave
-        ]
+    tables = (
+        run.store.read(Record(stage.output, str(key), MERGES))
+        for wave in stage.plan()
+        for key in wave
     )
+    # A task of a round that decides nothing writes no merges.
+    return merge_history([Merges.from_table(t) for t in tables if t])
 
 
 def draw(

@@ -18,7 +18,11 @@ from pydantic import Field
 from pipeline.errors import GeometryError
 from pipeline.geometry import Grid, Halo, Vec3
 from pipeline.ids import IdLayout
-from pipeline.kernels.basin_graph import BASIN_GRAPH_HALO, basin_graph
+from pipeline.kernels.basin_graph import (
+    BASIN_GRAPH_HALO,
+    MASKED_BASIN_GRAPH_HALO,
+    basin_graph,
+)
 from pipeline.kernels.merge_basins import (
     OpenBasins,
     SingleLinkage,
@@ -27,7 +31,11 @@ from pipeline.kernels.merge_basins import (
 )
 from pipeline.kernels.naming import anchors, named_by_first_voxel
 from pipeline.kernels.partition import Unfinished
-from pipeline.kernels.watershed import WATERSHED_HALO, watershed
+from pipeline.kernels.watershed import (
+    MASKED_WATERSHED_HALO,
+    WATERSHED_HALO,
+    watershed,
+)
 from pipeline.specs import Partitioned, Read, Region, Table, VolumeSpec
 from pipeline.stages.base import Layer, Specs, Stage, Task
 from pipeline.stages.octree import OUTCOMES, STATE, DownSweep, OpenBytes, UpSweep
@@ -74,6 +82,11 @@ class _Watershed(Stage):
     high: float = Field(default=0.99, gt=0)
     size_threshold: int = Field(default=400, ge=0)
     dust: int = Field(default=200, ge=0)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether there are voxels without affinities."""
+        return bool(self.mask or self.myelin)
 
     def voxel_reads(self, task: Task) -> dict[str, Read]:
         """Read affinities and masks with the halo."""
@@ -122,6 +135,11 @@ class Basins(VolumeStage, _Watershed):
     name: ClassVar[str] = "basins"
     halo: ClassVar[Halo] = WATERSHED_HALO
     bytes_per_voxel: ClassVar[float] = 12.0
+
+    @property
+    def reach(self) -> Halo:
+        """Look further if there is a mask."""
+        return MASKED_WATERSHED_HALO if self.is_masked else self.halo
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read affinities and masks with the halo."""
@@ -192,6 +210,11 @@ class BasinGraphs(UpSweep, _Watershed):
 
     basins: Layer
 
+    @property
+    def reach(self) -> Halo:
+        """Look further if there is a mask."""
+        return MASKED_BASIN_GRAPH_HALO if self.is_masked else self.halo
+
     def leaf_reads(self, task: Task) -> dict[str, Read]:
         """Read ids, affinities and masks with the halo."""
         return {"basins": Region(self.basins, task.read_box), **self.voxel_reads(task)}
@@ -215,6 +238,7 @@ class BasinGraphs(UpSweep, _Watershed):
             low=self.low,
             high=self.high,
             mask=self.kept(mask, myelin),
+            threads=task.threads,
         )
         return open_basins(graph, anchors=anchors(graph.ids, self.grid)).to_table()
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -27,7 +26,7 @@ namespace em {
 constexpr std::size_t n_classes = 5;  // labels 1 to 5 of a semantic volume
 
 struct Contact {
-  std::uint64_t pair = 0;  // two labels, in a form that their table knows
+  std::uint64_t pair = 0;  // the numbers of two labels, the smaller in the upper half
   std::array<std::uint64_t, 3> affinity{}, area{};
   std::uint64_t key = std::numeric_limits<std::uint64_t>::max();  // of the first face
 
@@ -285,7 +284,8 @@ class Slab {
     // Every stretch is noted, and overwritten by the next if it is no contact.
     const auto noting = [&](std::size_t axis) {
       return [touches = touches_[axis].data(), count = &counts[axis]](
-                 std::uint32_t a, std::uint32_t b, std::uint32_t start, std::uint32_t stop) {
+                 std::uint32_t a, std::uint32_t b, std::uint32_t start,
+                 std::uint32_t stop) {
         touches[*count] = {a, b, start, stop};
         *count += (a != b) & (a != 0) & (b != 0) ? 1 : 0;
       };
@@ -461,7 +461,7 @@ inline RegionGraph region_graph(const std::uint64_t* labels, const Affinities& a
                                 const std::uint8_t* semantics, const Frame& frame,
                                 std::size_t threads) {
   const auto planes = static_cast<std::size_t>(extent(frame.core)[2]);
-  const std::size_t pieces = std::clamp<std::size_t>(threads, 1, planes);
+  const std::size_t pieces = std::min(threads, planes);
   const auto start = [&](std::size_t piece) {
     return frame.core.start[2] +
            static_cast<std::int64_t>(piece_start(planes, pieces, piece));

@@ -46,7 +46,7 @@ inline void relabel(std::span<const std::uint64_t> labels,
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] != 0) table[ids[i]] = targets[i];
   }
-  const std::size_t n = labels.size(), pieces = std::clamp<std::size_t>(threads, 1, n + 1);
+  const std::size_t n = labels.size(), pieces = std::min(threads, n);
   in_parallel(pieces, threads, [&](std::size_t piece) {
     const std::size_t start = piece_start(n, pieces, piece);
     const std::size_t stop = piece_start(n, pieces, piece + 1);

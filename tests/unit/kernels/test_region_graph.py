@@ -137,7 +137,7 @@ def test_graph_is_that_of_the_definition(make_affinities, dtype, order, seed):
     shape=st.tuples(*[st.integers(1, 7)] * 3),
     corners=st.tuples(*[st.tuples(st.integers(0, 6), st.integers(0, 6))] * 3),
     dtype=st.sampled_from(DTYPES),
-    threads=st.integers(0, 5),
+    threads=st.integers(1, 5),
     n_ids=st.integers(1, 6),
     seed=st.integers(0, 2**32),
 )
@@ -208,6 +208,12 @@ def test_many_labels_on_many_threads(make_affinities, threads):
         codes = fixed_point(np.moveaxis(affinities[..., axis], axis, 0)[1:])
         assert graph.area[:, axis].sum() == touching.sum()
         assert graph.affinity[:, axis].sum() == codes[touching].sum()
+
+
+def test_no_threads_are_refused(make_affinities):
+    labels, affinities, _ = volumes(make_affinities, SHAPE, "uint8", 0)
+    with pytest.raises(ValueError, match="0 threads"):
+        whole(labels, affinities, threads=0)
 
 
 def test_a_semantic_label_beyond_the_classes_is_refused(make_affinities):

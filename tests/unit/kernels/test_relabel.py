@@ -41,7 +41,7 @@ def test_input_is_left_alone_and_may_be_read_only():
     shape=st.tuples(*[st.integers(0, 6)] * 3),
     dtype=st.sampled_from(["uint8", "uint16", "uint64"]),
     order=st.sampled_from("FC"),
-    threads=st.integers(0, 7),
+    threads=st.integers(1, 7),
     where=st.sampled_from(["new", "out", "in place"]),
     keep_missing=st.booleans(),
     seed=st.integers(0, 2**32),
@@ -71,6 +71,11 @@ def test_relabelling_is_that_of_a_dictionary(
     assert found.flags.f_contiguous
     assert found.shape == shape
     assert found.ravel("F").tolist() == expected
+
+
+def test_no_threads_are_refused():
+    with pytest.raises(ValueError, match="0 threads"):
+        relabel(np.zeros((1, 1, 1), np.uint64), TABLE, threads=0)
 
 
 def test_out_that_cannot_take_the_ids_is_refused():

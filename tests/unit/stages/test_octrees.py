@@ -116,7 +116,12 @@ def test_masks_are_read_with_the_affinities():
         "mask": "m",
         "myelin": "y",
     }
-    assert len({read.box for read in reads.values()}) == 1
+    # A voxel below, to know of its mask.
+    assert {read.box for read in reads.values()} == {Bbox(Vec3(5, 0, 1), Vec3(11, 5, 7))}
+    bare = Basins(affinities="f", output="o", **GRID)
+    assert bare.task(ChunkKey(0, 1, 0, 0)).read_box == Bbox(Vec3(6, 0, 1), Vec3(11, 5, 7))
+    graph = BasinGraphs(basins="b", affinities="f", myelin="y", output="o", **GRID)
+    assert graph.task(ChunkKey(0, 1, 0, 0)).read_box == Bbox(Vec3(4, 0, 1), Vec3(11, 5, 7))
     specs = {"f": volume("uint8", 3), "m": volume("uint8"), "y": volume("uint8")}
     whole = stage.model_copy(update={"storage_chunk": Vec3(4, 4, 6)})
     assert whole.check(specs) == []
@@ -182,6 +187,12 @@ class Recorded(UpSweep):
 
     def decide(self, task, children, *, octants, outward):
         return [child["leaf"].item() for child in children], octants, outward
+
+    def linkage(self, scale):
+        raise NotImplementedError
+
+    def unfinished(self, scale, state):
+        raise NotImplementedError
 
 
 def test_nodes_know_which_children_they_have_and_what_is_outside():
@@ -259,7 +270,7 @@ def test_answers_go_down_from_the_top(stage):
     chunk = stage.task(ChunkKey(0, 2, 1, 0))
     assert stage.reads(chunk) == {
         "outcomes": Record("u", "0_2_1_0", "outcomes"),
-        "above": Record("d", "1_1_0_0", "0_2_1_0"),
+        "above": [Record("d", "1_1_0_0", "0_2_1_0")],
     }
     assert stage.target(chunk) == Record("d", "0_2_1_0")
     assert stage.describe({}) == RecordsSpec()
@@ -271,7 +282,7 @@ def test_a_node_settles_what_its_parent_decided_and_parts_it_by_child():
     stage = DOWN[0]
     node = stage.task(ChunkKey(1, 0, 0, 0))
     rows = outcomes((5, 0, 4, 1), (5, 1, 4, 1), (6, 0, 9, 0), (7, 2, 9, 0), (9, 2, 9, 0))
-    found = stage.process(node, outcomes=rows, above=answers([30, 9], [31, 2]))
+    found = stage.process(node, outcomes=rows, above=[answers([30, 9], [31, 2])])
     assert isinstance(found, Partitioned)
     assert {
         part: (table["ids"].tolist(), table["targets"].tolist())
@@ -287,7 +298,7 @@ def test_a_chunk_has_a_plain_table():
     stage = DOWN[0]
     chunk = stage.task(ChunkKey(0, 0, 0, 0))
     rows = outcomes((5, 0, 4, 1), (6, 0, 9, 0), (8, 0, 0, 1))
-    found = stage.process(chunk, outcomes=rows, above=answers([9], [2]))
+    found = stage.process(chunk, outcomes=rows, above=[answers([9], [2])])
     assert found["ids"].tolist() == [5, 6, 8]
     assert found["targets"].tolist() == [4, 2, 0]
 
@@ -306,7 +317,7 @@ def test_the_top_has_nobody_to_ask():
 def test_an_answer_that_is_missing_is_told(above):
     chunk = DOWN[0].task(ChunkKey(0, 0, 0, 0))
     with pytest.raises(DataError, match="d: the parent of 0_0_0_0 says nothing of id 4"):
-        DOWN[0].process(chunk, outcomes=outcomes((5, 0, 4, 0)), above=above)
+        DOWN[0].process(chunk, outcomes=outcomes((5, 0, 4, 0)), above=[above])
 
 
 def test_a_supervoxel_has_the_name_of_its_first_voxel_in_a_grid_of_its_own():
@@ -317,12 +328,12 @@ def test_a_supervoxel_has_the_name_of_its_first_voxel_in_a_grid_of_its_own():
     basin = layout.base(Vec3(2, 1, 0)) + 1 + 3 + 2 * 4 * 5
     rows = outcomes((basin, 0, basin, 1), (basin + 1, 0, 0, 1))
     chunk = stage.task(ChunkKey(0, 2, 1, 0))
-    found = stage.process(chunk, outcomes=rows, above={})
+    found = stage.process(chunk, outcomes=rows, above=[{}])
     names = IdLayout.of_grid(Grid(stage.bounds, stage.id_chunk))
     place = (9 - 6) + 6 * (5 + 8 * 5)
     assert found["targets"].tolist() == [names.base(Vec3(1, 0, 0)) + 1 + place, 0]
     node = stage.task(ChunkKey(1, 1, 0, 0))
-    found = stage.process(node, outcomes=outcomes((basin, 2, basin, 1)), above={})
+    found = stage.process(node, outcomes=outcomes((basin, 2, basin, 1)), above=[{}])
     assert found.parts["0_2_1_0"]["targets"].tolist() == [basin]
 
 
