@@ -7,15 +7,17 @@ absolute times say little on machines that others use too.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import multiprocessing
+import operator
 import os
 import platform
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -49,11 +52,26 @@ class Cost:
         Seconds that passed.
     peak_bytes : int
         Largest resident memory, less what the process held when its input was loaded.
+    calling_s : float
+        CPU-seconds of the thread that called.
     """
 
     cpu_s: float
     wall_s: float
     peak_bytes: int
+    calling_s: float
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return the cost of one after the other."""
+        return Cost(
+            self.cpu_s + other.cpu_s,
+            self.wall_s + other.wall_s,
+            max(self.peak_bytes, other.peak_bytes),
+            self.calling_s + other.calling_s,
+        )
+
+
+_CLOCKS = (time.process_time, time.perf_counter, time.thread_time)
 
 
 class Meter:
@@ -73,17 +91,13 @@ class Meter:
     def phase(self, name: str) -> Iterator[None]:
         """Measure what is done within; a name that comes again adds up."""
         reset_peak_memory()
-        wall, cpu = time.perf_counter(), time.process_time()
+        started = np.array([clock() for clock in _CLOCKS])
         yield
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        cpu_s, wall_s, calling_s = np.array([clock() for clock in _CLOCKS]) - started
         peak = peak_memory()
         self._peak = max(self._peak, peak)
-        before = self.phases.get(name, Cost(0.0, 0.0, 0))
-        self.phases[name] = Cost(
-            before.cpu_s + cpu,
-            before.wall_s + wall,
-            max(before.peak_bytes, peak - self._held),
-        )
+        cost = Cost(float(cpu_s), float(wall_s), peak - self._held, float(calling_s))
+        self.phases[name] = self.phases[name] + cost if name in self.phases else cost
 
     def outcome(self, **facts: Any) -> Outcome:
         """Return what was measured, and what was found."""
@@ -112,12 +126,7 @@ class Outcome:
 
     def of(self, *names: str) -> Cost:
         """Add up some of the phases."""
-        costs = [self.phases[n] for n in names]
-        return Cost(
-            sum(c.cpu_s for c in costs),
-            sum(c.wall_s for c in costs),
-            max(c.peak_bytes for c in costs),
-        )
+        return functools.reduce(operator.add, (self.phases[n] for n in names))
 
     def to_json(self) -> dict[str, Any]:
         """Return phases, total and facts."""
@@ -142,7 +151,10 @@ def in_fresh_process(case: Case, *args: Any) -> Outcome:
 
 
 def best_of(
-    cases: Mapping[str, tuple[Any, ...]], repeats: int, say: Callable[[str], None]
+    cases: Mapping[str, tuple[Any, ...]],
+    repeats: int,
+    say: Callable[[str], None],
+    often: Collection[str] = (),
 ) -> dict[str, list[Outcome]]:
     """Run cases in turn, again and again: what disturbs one disturbs its neighbours.
 
@@ -154,6 +166,8 @@ def best_of(
         Rounds.
     say : function of str
         Told what begins.
+    often : collection of str
+        Cases that are run three times in a round, in turn.
 
     Returns
     -------
@@ -162,9 +176,9 @@ def best_of(
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in cases}
     for turn in range(repeats):
-        for name, (case, *args) in cases.items():
+        for name in [*cases, *often, *often]:
             say(f"round {turn + 1} of {repeats}: {name}")
-            outcomes[name].append(in_fresh_process(case, *args))
+            outcomes[name].append(in_fresh_process(*cases[name]))
     return {
         name: sorted(found, key=lambda o: o.total.cpu_s) for name, found in outcomes.items()
     }

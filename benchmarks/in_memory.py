@@ -19,8 +19,18 @@ from pipeline.stages.base import Stage
 _RECIPE = Path(__file__).parents[1] / "dags/recipes/block.toml"
 
 
-def segmentation_stages(bounds: Bbox, chunk: Vec3) -> tuple[Stage, ...]:
-    """Return the stages of the example recipe from affinities to a segmentation."""
+def segmentation_stages(bounds: Bbox, chunk: Vec3, **watershed: float) -> tuple[Stage, ...]:
+    """Return the stages of the example recipe from affinities to a segmentation.
+
+    Parameters
+    ----------
+    bounds : Bbox
+        Of the affinities.
+    chunk : Vec3
+        Extent of a chunk [voxel].
+    **watershed
+        Fields of the stages that look at affinities, such as ``size_threshold``.
+    """
     entries = tomllib.loads(_RECIPE.read_text())["stage"]
     outputs = [entry["output"] for entry in entries]
     wanted = entries[outputs.index("basins") : outputs.index("segmentation") + 1]
@@ -34,7 +44,14 @@ def segmentation_stages(bounds: Bbox, chunk: Vec3) -> tuple[Stage, ...]:
                 "chunk": list(chunk),
             },
             "layers": {"affinities": ""},
-            "stage": [{**e, **form} if "storage_chunk" in e else e for e in wanted],
+            "stage": [
+                {
+                    **entry,
+                    **(form if "storage_chunk" in entry else {}),
+                    **(watershed if entry["use"] in ("basins", "basin_graph") else {}),
+                }
+                for entry in wanted
+            ],
         }
     ).stages
 
@@ -93,16 +110,18 @@ def _ids(bounds: Bbox) -> VolumeSpec:
 
 
 def run(stages: Sequence[Stage], layers: Layers, meter: Meter) -> None:
-    """Run stages to the end; only what they compute is measured, by output.
+    """Run stages to the end; only what they compute is measured, by output and level.
 
     The memory of a task counts from its inputs on.
     """
     for stage in stages:
-        for wave in stage.plan():
+        waves = stage.plan()
+        for wave in waves:
+            name = f"{stage.output} {wave.level}" if len(waves) > 1 else stage.output
             for key in wave:
                 task = stage.task(key)
                 inputs = {name: layers.read(r) for name, r in stage.reads(task).items()}
                 meter.rebase()
-                with meter.phase(stage.output):
+                with meter.phase(name):
                     value = stage.process(task, **inputs)
                 layers.write(stage, stage.target(task), value)

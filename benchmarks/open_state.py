@@ -114,12 +114,13 @@ def sent_up(layers: Layers, grid: Grid, threshold: float) -> dict[str, int]:
     """Count the complete contacts of all chunks, and those that wait for a parent.
 
     A contact is complete if not both of its sides touch an open face: nothing outside
-    the chunk can add to it.
+    the chunk can add to it. It is between closed ones if neither does.
     """
     from pipeline.kernels.agglomerate import Clusters, agglomerate
     from pipeline.kernels.region_graph import RegionGraph
 
-    total = dict.fromkeys(("complete", "ours", "ours_mutual_best_only", "abiss"), 0)
+    names = ("complete", "ours", "ours_between_closed", "ours_mutual_best_only", "abiss")
+    total = dict.fromkeys(names, 0)
     for key in grid.keys(0):
         record = layers.records["region_graph"][str(key)]
         if isinstance(record, Partitioned):
@@ -130,6 +131,11 @@ def sent_up(layers: Layers, grid: Grid, threshold: float) -> dict[str, int]:
         for name, absorb in (("ours", True), ("ours_mutual_best_only", False)):
             state = agglomerate([leaf], threshold=threshold, absorb=absorb).state
             total[name] += int(complete(state.pairs, state.ids, state.faces).sum())
+            if absorb:
+                closed = state.ids[state.faces == 0]
+                total["ours_between_closed"] += int(
+                    np.isin(state.pairs, closed).all(axis=1).sum()
+                )
         total["abiss"] += frozen_up(
             leaf.ids[leaf.faces != 0],
             leaf.pairs[is_complete],
@@ -203,12 +209,12 @@ def frozen_up(
     return up + left // 2
 
 
-def measured(path: Path, chunk: Vec3) -> Outcome:
+def measured(path: Path, chunk: Vec3, watershed: Mapping[str, float]) -> Outcome:
     """Run the stages in chunks, and count."""
     affinities = np.load(path)
     bounds = Bbox.of_shape(affinities.shape[:3])
     layers = Layers(bounds, {"affinities": affinities})
-    stages = segmentation_stages(bounds, chunk)
+    stages = segmentation_stages(bounds, chunk, **watershed)
     meter = Meter()
     run(stages, layers, meter)
     grid = Grid(bounds, chunk)
@@ -217,6 +223,7 @@ def measured(path: Path, chunk: Vec3) -> Outcome:
     ]
     return meter.outcome(
         threshold=threshold,
+        supervoxels=len(np.unique(layers.volumes["supervoxels"])),
         levels=per_level(layers, grid),
         sent_up=sent_up(layers, grid, threshold),
     )
@@ -248,7 +255,8 @@ def show(console: Console, name: str, result: Mapping[str, Any]) -> None:
         "byte / voxel of open face",
         "most of a node",
     ]
-    console.print(table(f"{name}: open state", columns, rows))
+    title = f"{name}, {result['supervoxels']} supervoxels: open state"
+    console.print(table(title, columns, rows))
     up = result["sent_up"]
     rows = [[rule, str(n), f"{n / max(up['complete'], 1):.3f}"] for rule, n in up.items()]
     console.print(table(f"{name}: complete contacts sent up", ["rule", "n", "share"], rows))
@@ -266,6 +274,12 @@ def main(
     cache: Annotated[
         str, typer.Option(help="Folder to keep inputs in; otherwise they are made anew.")
     ] = "",
+    low: Annotated[
+        float | None, typer.Option(help="Affinity that basins merge above.")
+    ] = None,
+    size_threshold: Annotated[
+        int | None, typer.Option(help="Size that supervoxels are not merged from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
@@ -276,6 +290,8 @@ def main(
     console = Console(stderr=as_json, width=None if as_json else 140)
     shape = Vec3(*map(int, size.split(",")))
     cut = Vec3(*map(int, chunks.split(",")))
+    given_fields = {"low": low, "size_threshold": size_threshold, "dust": size_threshold}
+    watershed = {name: v for name, v in given_fields.items() if v is not None}
     results: dict[str, dict[str, Any]] = {}
     skipped = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -288,7 +304,7 @@ def main(
                 continue
             chunk = given.shape.ceil_div(cut)
             console.log(f"{name}: chunks of {chunk}")
-            results[name] = in_fresh_process(measured, given.path, chunk).facts
+            results[name] = in_fresh_process(measured, given.path, chunk, watershed).facts
             show(console, name, results[name])
     for what, why in skipped.items():
         console.print(f"skipped {what}: {why}")
@@ -300,7 +316,7 @@ def main(
     result = {
         "benchmark": "open_state",
         "machine": machine("em-pipeline", "numpy"),
-        "settings": {"chunks": list(cut)},
+        "settings": {"chunks": list(cut), **watershed},
         "inputs": results,
         "skipped": skipped,
     }

@@ -84,7 +84,7 @@ def test_open_state_is_counted(tmp_path):
     from open_state import measured
 
     given = open_input("phantom_uint8", tmp_path, Vec3(72, 64, 32), "", print)
-    found = measured(given.path, Vec3(24, 32, 16)).facts
+    found = measured(given.path, Vec3(24, 32, 16), {"size_threshold": 50}).facts
     levels = {(level["layer"], level["level"]): level for level in found["levels"]}
     assert set(levels) == {
         (layer, level) for layer in ("basin_graph", "agglomeration") for level in (0, 1)
