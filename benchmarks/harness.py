@@ -167,7 +167,7 @@ def best_of(
     say : function of str
         Told what begins.
     often : collection of str
-        Cases that are run three times in a round, in turn.
+        Cases that are run three times in a round, in turn, if there are several rounds.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def best_of(
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in cases}
     for turn in range(repeats):
-        for name in [*cases, *often, *often]:
+        for name in [*cases, *often, *often] if repeats > 1 else cases:
             say(f"round {turn + 1} of {repeats}: {name}")
             outcomes[name].append(in_fresh_process(*cases[name]))
     return {

@@ -110,40 +110,51 @@ def per_level(layers: Layers, grid: Grid) -> list[dict[str, Any]]:
 # -- what goes up ---------------------------------------------------------------------
 
 
-def sent_up(layers: Layers, grid: Grid, threshold: float) -> dict[str, int]:
-    """Count the complete contacts of all chunks, and those that wait for a parent.
+def sent_up(layers: Layers, grid: Grid, threshold: float) -> dict[str, dict[str, int]]:
+    """Count what all chunks hold, and what of it waits for a parent, by rule.
 
-    A contact is complete if not both of its sides touch an open face: nothing outside
-    the chunk can add to it. It is between closed ones if neither does.
+    A contact is complete if not both of its sides touch an open face, and closed if
+    neither does: nothing outside the chunk can add to it. A closed cluster touches none.
     """
     from pipeline.kernels.agglomerate import Clusters, agglomerate
     from pipeline.kernels.region_graph import RegionGraph
 
-    names = ("complete", "ours", "ours_between_closed", "ours_mutual_best_only", "abiss")
-    total = dict.fromkeys(names, 0)
+    kinds = ("complete contacts", "closed contacts", "closed clusters")
+    total = {
+        rule: dict.fromkeys(kinds, 0)
+        for rule in ("in all chunks", "ours", "ours without absorption")
+    }
+    frozen = 0
     for key in grid.keys(0):
         record = layers.records["region_graph"][str(key)]
         if isinstance(record, Partitioned):
             raise TypeError(f"record {key} of region_graph has parts")
         leaf = Clusters.of(RegionGraph.from_table(record))
+        for rule, state in (
+            ("in all chunks", leaf),
+            ("ours", agglomerate([leaf], threshold=threshold).state),
+            (
+                "ours without absorption",
+                agglomerate([leaf], threshold=threshold, absorb=False).state,
+            ),
+        ):
+            closed = state.ids[state.faces == 0]
+            found = (
+                complete(state.pairs, state.ids, state.faces).sum(),
+                np.isin(state.pairs, closed).all(axis=1).sum(),
+                len(closed),
+            )
+            for kind, n in zip(kinds, found, strict=True):
+                total[rule][kind] += int(n)
         is_complete = complete(leaf.pairs, leaf.ids, leaf.faces)
-        total["complete"] += int(is_complete.sum())
-        for name, absorb in (("ours", True), ("ours_mutual_best_only", False)):
-            state = agglomerate([leaf], threshold=threshold, absorb=absorb).state
-            total[name] += int(complete(state.pairs, state.ids, state.faces).sum())
-            if absorb:
-                closed = state.ids[state.faces == 0]
-                total["ours_between_closed"] += int(
-                    np.isin(state.pairs, closed).all(axis=1).sum()
-                )
-        total["abiss"] += frozen_up(
+        frozen += frozen_up(
             leaf.ids[leaf.faces != 0],
             leaf.pairs[is_complete],
             leaf.affinity[is_complete],
             leaf.area[is_complete],
             Fraction(threshold).limit_denominator(1 << 32) * leaf.scale,
         )
-    return total
+    return {**total, "ABISS": {"complete contacts": frozen}}
 
 
 def complete(
@@ -257,9 +268,12 @@ def show(console: Console, name: str, result: Mapping[str, Any]) -> None:
     ]
     title = f"{name}, {result['supervoxels']} supervoxels: open state"
     console.print(table(title, columns, rows))
-    up = result["sent_up"]
-    rows = [[rule, str(n), f"{n / max(up['complete'], 1):.3f}"] for rule, n in up.items()]
-    console.print(table(f"{name}: complete contacts sent up", ["rule", "n", "share"], rows))
+    every = result["sent_up"]["in all chunks"]
+    rows = [
+        [rule, *(f"{n} ({n / max(every[kind], 1):.3f})" for kind, n in found.items())]
+        for rule, found in result["sent_up"].items()
+    ]
+    console.print(table(f"{name}: sent up from chunks", ["rule", *every], rows))
 
 
 def main(
@@ -309,9 +323,9 @@ def main(
     for what, why in skipped.items():
         console.print(f"skipped {what}: {why}")
     figures = {
-        name: {"sent_up_over_abiss": up["ours"] / up["abiss"]}
+        name: {"sent_up_over_abiss": up["ours"]["complete contacts"] / frozen}
         for name, result in results.items()
-        if (up := result["sent_up"])["abiss"]
+        if (frozen := (up := result["sent_up"])["ABISS"]["complete contacts"])
     }
     result = {
         "benchmark": "open_state",
