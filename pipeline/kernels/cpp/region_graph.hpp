@@ -65,7 +65,8 @@ inline RegionGraph region_graph(const std::uint64_t* labels, const Affinities& a
           const std::uint64_t other = labels[here - strides[axis]];
           if (other == 0 || other == label) continue;
           Contact& contact = contacts[pair_key(number, dense.of(other))];
-          contact.affinity[axis] += row[axis][static_cast<std::size_t>(v[0] - frame.core.start[0])];
+          const auto x = static_cast<std::size_t>(v[0] - frame.core.start[0]);
+          contact.affinity[axis] += row[axis][x];
           ++contact.area[axis];
           contact.key = std::min(
               contact.key, 3 * frame.position(v) + static_cast<std::uint64_t>(axis));
