@@ -71,7 +71,6 @@ struct RegionGraph {
 
 namespace detail {
 
-<<<<<<< HEAD
 // What a table gave for the keys last asked for: a row asks for what the row before
 // asked for. Entries of one place displace one another.
 template <class Value>
@@ -183,37 +182,6 @@ class Slab {
         if (below_z != nullptr) {
           while (below_z->stop != width_) ++below_z;
           ++below_z;
-=======
-  Vec3 v;
-  for (v[2] = frame.core.start[2]; v[2] < frame.core.stop[2]; ++v[2]) {
-    for (v[1] = frame.core.start[1]; v[1] < frame.core.stop[1]; ++v[1]) {
-      for (int axis = 0; axis < 3; ++axis) rows.load(axis, v[1], v[2], row[axis].data());
-      for (v[0] = frame.core.start[0]; v[0] < frame.core.stop[0]; ++v[0]) {
-        const std::size_t here = frame.index(v[0], v[1], v[2]);
-        const std::uint64_t label = labels[here];
-        if (label == 0) continue;
-        const std::uint32_t number = dense.of(label);
-        if (number >= regions.size()) regions.resize(number + 1);
-        Region& region = regions[number];
-        const bool is_first = region.size++ == 0;
-        if (is_first) region.anchor = frame.position(v);
-        for (int axis = 0; axis < 3; ++axis) {
-          const std::int64_t at = frame.origin[axis] + v[axis];
-          region.sum[axis] += at;
-          region.start[axis] = is_first ? at : std::min(region.start[axis], at);
-          region.stop[axis] = is_first ? at + 1 : std::max(region.stop[axis], at + 1);
-        }
-        for (int axis = 0; axis < 3; ++axis) {
-          if (!frame.has_lower(v, axis)) continue;
-          const std::uint64_t other = labels[here - strides[axis]];
-          if (other == 0 || other == label) continue;
-          Contact& contact = contacts[pair_key(number, dense.of(other))];
-          const auto x = static_cast<std::size_t>(v[0] - frame.core.start[0]);
-          contact.affinity[axis] += row[axis][x];
-          ++contact.area[axis];
-          contact.key = std::min(
-              contact.key, 3 * frame.position(v) + static_cast<std::uint64_t>(axis));
->>>>>>> k1
         }
         plane_.insert(plane_.end(), row_.begin(), row_.end());
         std::swap(row_, row_below_);
