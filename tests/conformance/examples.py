@@ -439,6 +439,7 @@ def agglomerated(run: Run) -> dict[str, Any]:
         for wave in stage.plan()
         for key in wave
     ]
+    tables = [t for t in tables if t]
     order = np.argsort(np.concatenate([t["key"] for t in tables]))
     refusals = {
         name: np.concatenate([t[name] for t in tables])[order]

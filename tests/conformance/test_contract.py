@@ -142,7 +142,7 @@ def other_value(value: Any, annotation: Any) -> Any:
         case Sharding():
             return Sharding(shard_bits=value.shard_bits + 1)
         case None:
-            return (1.0, 2.0)
+            return 1.0 if float in get_args(annotation) else (1.0, 2.0)
     raise NotImplementedError(f"{value!r} is of a new kind; say here what differs from it")
 
 

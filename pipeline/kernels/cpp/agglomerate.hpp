@@ -47,8 +47,8 @@ struct Cluster {
   bool open;  // it may go on outside, or touch what is not known here
 };
 
-// A nonnegative number as a fraction of 2^32.
-constexpr std::uint64_t fraction_steps = 1ull << 32;
+// A nonnegative number counts steps, of which so many are 1: decimals are exact.
+constexpr std::uint64_t fraction_steps = 1'000'000'000;
 
 // What may not merge below a mean affinity of `activation`.
 struct Constraints {
