@@ -17,7 +17,7 @@ import platform
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -151,10 +151,7 @@ def in_fresh_process(case: Case, *args: Any) -> Outcome:
 
 
 def best_of(
-    cases: Mapping[str, tuple[Any, ...]],
-    repeats: int,
-    say: Callable[[str], None],
-    often: Collection[str] = (),
+    cases: Mapping[str, tuple[Any, ...]], repeats: int, say: Callable[[str], None]
 ) -> dict[str, list[Outcome]]:
     """Run cases in turn, again and again: what disturbs one disturbs its neighbours.
 
@@ -166,8 +163,6 @@ def best_of(
         Rounds.
     say : function of str
         Told what begins.
-    often : collection of str
-        Cases that are run three times in a round, in turn, if there are several rounds.
 
     Returns
     -------
@@ -176,9 +171,9 @@ def best_of(
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in cases}
     for turn in range(repeats):
-        for name in [*cases, *often, *often] if repeats > 1 else cases:
+        for name, (case, *args) in cases.items():
             say(f"round {turn + 1} of {repeats}: {name}")
-            outcomes[name].append(in_fresh_process(*cases[name]))
+            outcomes[name].append(in_fresh_process(case, *args))
     return {
         name: sorted(found, key=lambda o: o.total.cpu_s) for name, found in outcomes.items()
     }

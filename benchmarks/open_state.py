@@ -301,7 +301,7 @@ def main(
     targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
 ) -> None:
     """Count what nodes of the octree leave to their parents."""
-    console = Console(stderr=as_json, width=None if as_json else 140)
+    console = Console(stderr=as_json, width=140)
     shape = Vec3(*map(int, size.split(",")))
     cut = Vec3(*map(int, chunks.split(",")))
     given_fields = {"low": low, "size_threshold": size_threshold, "dust": size_threshold}
