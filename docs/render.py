@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli import app
+from pipeline.layers.parquet import ParquetTable
+from pipeline.runtime.graph_tables import HISTORY, NODE_MERGES, TABLES
 from pipeline.stages import STAGES
 from pipeline.stages.base import ChunkStage, OctreeStage, Stage
 from pipeline.stages.octree import DownSweep, UpSweep
@@ -58,10 +60,52 @@ Of {names}.
 """
 
 
+_TABLES = """\
+# Tables of the graph
+
+<!-- Written by docs/render.py from the tables, pipeline/runtime/graph_tables.py. -->
+
+`em export tables` writes a folder of [Parquet](https://parquet.apache.org) files;
+[how to use them](../how-to/export.md).
+
+```
+TO/
+  export.json                what the tables were made from
+  <table>/<key>.parquet      rows of a node of the octree, level_x_y_z
+  <table>.parquet            rows of the whole volume
+```
+
+In a merged file every row appears once, ascending by its *key*.
+Of rows of nodes that share it, numbers are *added up*, the *least* or the *greatest* is
+taken, or they are *the same* in all.
+Columns *of nodes* are in their files alone, and *derived* ones follow from others.
+
+Unit and meaning of a column are in the metadata of its field; no column holds nulls.
+The metadata of the file:
+
+| name | is |
+| --- | --- |
+| `table`, `row` | name of the table, and what a row is |
+| `node` | key of the node; not in merged files |
+| `scale` | fixed-point number that stands for an affinity of 1 |
+| `run`, `lineage` | name of the run, and the identity of its remap table |
+| `bounds` | x0,y0,z0,x1,y1,z1 of the volume [voxel] |
+| `voxel_size_nm` | x,y,z [nm] |
+
+Coordinates are in voxels, in the order x, y, z; boxes are half-open.
+Files are compressed with zstandard; the same run gives the same bytes.
+"""
+
+
 def cli() -> str:
     """Return the page of the command, from the command itself."""
     command: Any = typer.main.get_command(app)
-    return "\n".join([_CLI, *(_command(n, c) for n, c in command.commands.items())])
+    return "\n".join([_CLI, *(_command(n, c) for n, c in _commands(command))])
+
+
+def tables() -> str:
+    """Return the page of the exported tables, from their definitions."""
+    return "\n".join([_TABLES, *(_parquet(t) for t in TABLES)])
 
 
 def stages() -> str:
@@ -95,6 +139,7 @@ _IN_TOML = {
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli,
     "reference/stages.md": stages,
+    "reference/tables.md": tables,
 }
 """What is rendered, by path in ``docs``."""
 
@@ -106,6 +151,15 @@ def main() -> None:
 
 
 # -- the command -----------------------------------------------------------------------
+
+
+def _commands(command: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the commands by name, those of groups as well."""
+    for name, part in command.commands.items():
+        if hasattr(part, "commands"):
+            yield from _commands(part, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", part
 
 
 def _command(name: str, command: Any) -> str:
@@ -152,6 +206,44 @@ def _value(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     names = {int: "INT", float: "NUMBER", Path: "PATH"}
     return names.get(kind, "TEXT")
+
+
+# -- tables ----------------------------------------------------------------------------
+
+_MERGED = {
+    "key": "key",
+    "sum": "added up",
+    "min": "least",
+    "max": "greatest",
+    "same": "the same",
+    "keep": "",
+    "drop": "of nodes",
+    "derive": "derived",
+}
+
+
+def _parquet(table: ParquetTable) -> str:
+    place = {
+        NODE_MERGES: "`history/<key>.parquet`",
+        HISTORY: "`history.parquet`",
+    }.get(table, f"`{table.name}/<key>.parquet`, `{table.name}.parquet`")
+    rows = [
+        [
+            f"`{c.name}`",
+            c.dtype.__name__,
+            c.unit,
+            c.meaning,
+            _MERGED[c.merge] if table.key or c.merge == "derive" else "",
+        ]
+        for c in table.columns
+    ]
+    return "\n".join(
+        [
+            f"## {place}\n",
+            f"A row is {table.meaning}.\n",
+            _table(["column", "type", "unit", "meaning", "merged"], rows),
+        ]
+    )
 
 
 # -- stages ----------------------------------------------------------------------------

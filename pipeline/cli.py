@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,11 @@ app = typer.Typer(
     "A recipe:   em plan|run|status|verify recipe.toml --root gs://lab/run1",
 )
 
+exports = typer.Typer(
+    no_args_is_help=True, help="Write what a run made in the formats of other programs."
+)
+app.add_typer(exports, name="export")
+
 Root = Annotated[
     str,
     typer.Option("--root", envvar="EM_ROOT", help="Folder of the run: path, gs://, s3://."),
@@ -72,6 +78,14 @@ BboxOption = Annotated[
 VoxelSizeOption = Annotated[
     str | None,
     typer.Option("--voxel-size", help="x,y,z [nm]; needed where the source does not say."),
+]
+ExportedRun = Annotated[
+    str | None,
+    typer.Argument(help="Recipe or name of its run; the only one if left out."),
+]
+To = Annotated[str, typer.Option("--to", help="Folder of the export: path, gs://, s3://.")]
+ReplaceExport = Annotated[
+    bool, typer.Option("--replace", help="Delete another export that is there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
@@ -582,6 +596,88 @@ def sweep(
         typer.echo(f"picture: {opened.store.root}/sweep.png".replace("file://", ""))
 
 
+@exports.command("tables")
+def export_tables(
+    root: Root,
+    to: To,
+    recipe: ExportedRun = None,
+    rows: Annotated[
+        int, typer.Option(help="Rows that are held at once to merge tables.")
+    ] = 1_000_000,
+    replace: ReplaceExport = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write region graph, supervoxels, remap table and merges as Parquet.
+
+    Each table is written by octree node, and merged into one file.
+
+    Example: em export tables demo --root demo --to tables
+    """
+    from pipeline.runtime.export_tables import export_tables as write
+
+    opened = _agglomerated(root, recipe)
+    found = write(opened, to, limit=rows, replace=replace, quiet=quiet or as_json)
+    if as_json:
+        _print_json({"run": opened.recipe.name, "tables": [asdict(t) for t in found]})
+        return
+    _table(
+        ["table", "nodes", "rows by node", "rows merged"],
+        [[t.table, t.nodes, t.node_rows, t.rows] for t in found],
+    )
+    typer.echo(f"tables: {to}")
+
+
+@exports.command("pychunkedgraph")
+def export_pychunkedgraph(
+    root: Root,
+    to: To,
+    recipe: ExportedRun = None,
+    chunk: Annotated[
+        str | None, typer.Option(help="x,y,z of the graph's chunks; the run's if left out.")
+    ] = None,
+    workers: Workers = None,
+    replace: ReplaceExport = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write cut supervoxels, edges and components for PyChunkedGraph's ingest.
+
+    An export that was stopped goes on where it was.
+
+    Example: em export pychunkedgraph demo --root demo --to graph
+    """
+    from pipeline.runtime.cores import machine_cores
+    from pipeline.runtime.export_pychunkedgraph import export_pychunkedgraph as write
+
+    opened = _agglomerated(root, recipe)
+    found = write(
+        opened,
+        to,
+        chunk=None if chunk is None else _vector(chunk),
+        workers=workers or machine_cores(),
+        replace=replace,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        _print_json({"run": opened.recipe.name, **asdict(found)})
+        return
+    _table(
+        ["chunks", "pieces", "in chunk", "between", "cross", "isolated"],
+        [
+            [
+                found.chunks,
+                found.pieces,
+                found.in_chunk,
+                found.between_chunk,
+                found.cross_chunk,
+                found.isolated,
+            ]
+        ],
+    )
+    typer.echo(f"configuration of the ingest: {to}/dataset.yml")
+
+
 @app.command()
 def view(
     root: Root,
@@ -883,6 +979,21 @@ def _runs(root: str, recipe: str | None) -> list[Run]:
     if not names:
         raise RootError(f"{root} holds no run; start one with em run RECIPE --root {root}")
     return [Run.open(root, name) for name in names]
+
+
+def _agglomerated(root: str, recipe: str | None) -> Run:
+    """Open the run whose graph is meant: the one named, or the only one that has one."""
+    from pipeline.stages.agglomeration import Agglomeration
+
+    runs = _runs(root, recipe)
+    found = [r for r in runs if any(isinstance(s, Agglomeration) for s in r.recipe.stages)]
+    if recipe is not None or len(found) == 1:
+        return (found or runs)[0]
+    raise RootError(
+        f"{root} holds the runs {', '.join(r.recipe.name for r in found)}; name one"
+        if found
+        else f"no run in {root} has an agglomeration; add one to its recipe and run it"
+    )
 
 
 def _ints(text: str) -> list[int]:

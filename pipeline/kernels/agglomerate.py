@@ -25,7 +25,7 @@ CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
 REASONS = ("", "semantic", "size")
 """Why a merge was refused, by the number in a table."""
 
-_FRACTION_STEPS = 1 << 32
+_FRACTION_STEPS = 10**9
 
 
 class Constraints(BaseModel):
@@ -242,7 +242,7 @@ class MergeHistory(Columns):
         Parameters
         ----------
         threshold : float
-            Merges of this score or more count; rounded to 2**-32.
+            Merges of this score or more count; a multiple of 1e-9.
         ids : uint64 array, (n,)
             Supervoxels, ascending.
 
@@ -318,8 +318,8 @@ def agglomerate(
     children : sequence of Clusters
         Children of the node, or the node itself if it is a chunk.
     threshold : float
-        Contacts of this mean affinity or more are merged in ``outcomes``; rounded to
-        2**-32.
+        Contacts of this mean affinity or more are merged in ``outcomes``; a
+        multiple of 1e-9.
     floor : float or None
         Merging goes on to this mean affinity, for the history; not above the threshold.
     constraints : Constraints or None

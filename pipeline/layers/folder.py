@@ -8,6 +8,7 @@ that may answer later, and storage that a person has to mend.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import tempfile
@@ -16,12 +17,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import DataError, PipelineError, RootError, StorageUnavailableError
 
 PARTIAL = ".partial"
 """Folder of objects that are being written; what is left there is of no use."""
+
+_COPIED = 1 << 20
 
 _PASSING = {
     errno.EIO,
@@ -72,6 +75,10 @@ class Folder(ABC):
         """Write an object whole; ``gzip`` compresses it where a store can say so."""
 
     @abstractmethod
+    def put_file(self, path: str, file: Path) -> None:
+        """Write a file of this machine as an object, whole, without holding it."""
+
+    @abstractmethod
     def get(
         self, path: str, start: int | None = None, stop: int | None = None
     ) -> bytes | None:
@@ -117,6 +124,13 @@ class LocalFolder(Folder):
         self.path = Path(location.removeprefix("file://"))
 
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:  # noqa: D102
+        self._put(path, io.BytesIO(content))
+
+    def put_file(self, path: str, file: Path) -> None:  # noqa: D102
+        with open(file, "rb") as source:
+            self._put(path, source)
+
+    def _put(self, path: str, source: IO[bytes]) -> None:
         target = self.path / path
         with storage_errors(str(target)):
             partial = self.path / PARTIAL
@@ -124,7 +138,7 @@ class LocalFolder(Folder):
             handle, temporary = tempfile.mkstemp(dir=partial)
             try:
                 with os.fdopen(handle, "wb") as f:
-                    f.write(content)
+                    shutil.copyfileobj(source, f, _COPIED)
                 os.chmod(temporary, 0o666 & ~_UMASK)
                 try:
                     os.replace(temporary, target)
@@ -202,6 +216,13 @@ class CloudFolder(Folder):
             )
 
     def put(self, path: str, content: bytes, *, gzip: bool = False) -> None:  # noqa: D102
+        self._put(path, compressed(content) if gzip else content, gzip=gzip)
+
+    def put_file(self, path: str, file: Path) -> None:  # noqa: D102
+        with open(file, "rb") as source:
+            self._put(path, source)
+
+    def _put(self, path: str, content: bytes | IO[bytes], *, gzip: bool = False) -> None:
         if self._files.protocol in ("http", "https"):
             raise RootError(
                 f"{self.location} can only be read; choose a root on a path, gs:// or s3://"
@@ -209,7 +230,7 @@ class CloudFolder(Folder):
         with storage_errors(f"{self.location}/{path}"):
             self._files.put(
                 path,
-                compressed(content) if gzip else content,
+                content,
                 content_type=_content_type(path),
                 compress="gzip" if gzip else None,
                 cache_control="no-cache",

@@ -242,10 +242,15 @@ _opened: dict[str, Run] = {}
 
 def _open(root: str, name: str, threads: int) -> None:
     use_threads(threads)
+    serve_parent()
+    _opened["run"] = Run.open(root, name)
+
+
+def serve_parent() -> None:
+    """Make ready a process of a pool: it ends with its parent, and not by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
-    _opened["run"] = Run.open(root, name)
 
 
 def _end_with_parent() -> None:

@@ -50,6 +50,8 @@ class Volume:
         Masks that there are, see `Volume.layers`.
     rules : Rules or None
         What is not merged; with rules there is a semantic volume.
+    in_partitions : bool
+        Whether the top of the octree is replaced by merging in partitions.
     threads : int
         Threads of a kernel.
     seed : int
@@ -70,6 +72,7 @@ class Volume:
     floor: float
     masks: str
     rules: Rules | None
+    in_partitions: bool
     threads: int
     seed: int
 
@@ -196,7 +199,13 @@ def _cells(
 
 
 def volumes(
-    kind: str, dtype: str, given: str, seed: int, *, largest: Vec3 = LARGEST
+    kind: str,
+    dtype: str,
+    given: str,
+    seed: int,
+    *,
+    largest: Vec3 = LARGEST,
+    in_partitions: bool = False,
 ) -> Iterator[Volume]:
     """Draw volumes without end."""
     rng = random.Random(f"{kind} {dtype} {given} {seed}")
@@ -218,6 +227,7 @@ def volumes(
             floor=rng.choice([0.0, 0.05, 0.3, 0.7]),
             masks=rng.choice(["", "", *MASKS]),
             rules=rng.choice([None, draw_rules(rng)]),
+            in_partitions=in_partitions,
             threads=rng.choice([1, 1, 2, 5]),
             seed=rng.randrange(2**32),
         )

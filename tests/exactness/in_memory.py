@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -67,8 +68,8 @@ class Memory:
             self._create(layer, spec)
             self._write(Region(layer, bounds), array)
 
-    def run(self, stages: Iterable[Stage], order: random.Random) -> None:
-        """Run stages to their end."""
+    def run(self, stages: Iterable[Stage], order: random.Random, threads: int = 1) -> None:
+        """Run stages to their end, in a drawn order of the tasks of a wave."""
         for stage in stages:
             spec = stage.describe(self.specs)
             self._create(stage.output, spec)
@@ -77,7 +78,7 @@ class Memory:
                 order.shuffle(keys)
                 results = []
                 for key in keys:
-                    task = stage.task(key)
+                    task = replace(stage.task(key), threads=threads)
                     reads = stage.reads(task).items()
                     value = stage.process(task, **{name: self.read(r) for name, r in reads})
                     target = stage.target(task)

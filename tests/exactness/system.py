@@ -14,10 +14,14 @@ from pipeline.specs import Table
 from pipeline.stages import STAGES
 from pipeline.stages.agglomeration import MERGES, REFUSALS
 from pipeline.stages.base import Stage
+from pipeline.stages.octree import DownSweep, UpSweep
 
 from .cases import MYELIN_THRESHOLD, Case
 from .in_memory import Memory
 from .oracle import Contact, Graph, Merge, Refusal, Region
+
+ROUNDS = 40
+"""Rounds of merging in partitions: more than these volumes need."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +91,29 @@ def stages(case: Case) -> list[Stage]:
         made = [entry["output"] for entry in entries].index("supervoxels")
         del entries[: made + 1]
     grid = {"bounds": v.bounds, "chunk": case.chunk}
-    return [STAGES[e.pop("use")].model_validate({**e, **grid}) for e in entries]
+    made = [STAGES[e.pop("use")].model_validate({**e, **grid}) for e in entries]
+    return [limited(stage) for stage in made] if v.in_partitions else made
+
+
+def limited(stage: Stage) -> Stage:
+    """Let an octree end below its top, and the rest be merged in partitions."""
+    if not isinstance(stage, (UpSweep, DownSweep)) or stage.grid.height == 0:
+        return stage
+    limit = 0.999 * stage.node_bytes(stage.grid.height) / 1e9
+    return stage.model_copy(update={"node_limit_gb": limit, "rounds": ROUNDS})
 
 
 def run(case: Case, layers: dict[str, NDArray[Any]]) -> Result:
     """Run the stages of a case on the layers that it is given."""
     memory = Memory(layers, case.volume.bounds, case.memory_order)
-    memory.run(stages(case), random.Random(case.order))
+    memory.run(stages(case), random.Random(case.order), case.volume.threads)
     graphs = records_of(memory, "region_graph")
     decisions = records_of(memory, "agglomeration")
     return Result(
         memory.volumes["supervoxels"],
         added_up(list(graphs)),
-        history([node.parts[MERGES] for node in decisions]),
-        refused([node.parts[REFUSALS] for node in decisions]),
+        history([node.parts[MERGES] for node in decisions if MERGES in node.parts]),
+        refused([node.parts[REFUSALS] for node in decisions if REFUSALS in node.parts]),
         memory.volumes["segments"],
     )
 

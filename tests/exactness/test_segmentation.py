@@ -34,7 +34,7 @@ from .cases import (
 )
 from .definition import assert_every_cut_is_exact, assert_exact, expected
 
-VOLUMES = 6
+VOLUMES = 3
 """Volumes of each test of the sweep."""
 
 
@@ -58,6 +58,15 @@ def test_sweep_of_vast_volumes(kind, dtype, block, count_cases):
     count_cases(
         assert_every_cut_is_exact(next(volumes(kind, dtype, "", block, largest=VAST)))
     )
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sweep_of_merging_in_partitions(kind, given, count_cases):
+    volume = next(volumes(kind, "uint8", given, 0, in_partitions=True))
+    count_cases(assert_every_cut_is_exact(volume))
 
 
 @pytest.mark.parametrize("given", GIVEN)
@@ -88,6 +97,7 @@ VOLUME = st.builds(
     floor=st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1),
     masks=st.sampled_from(MASKS),
     rules=st.none() | st.randoms(use_true_random=False).map(draw_rules),
+    in_partitions=st.just(False),
     threads=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -108,6 +118,13 @@ def cases(draw) -> Case:
 def test_sample_of_vast_volumes(dtype, count_cases):
     volume = next(volumes("continuous", dtype, "", -1, largest=VAST))
     count_cases(assert_every_cut_is_exact(volume))
+
+
+def test_sample_of_merging_in_partitions(count_cases):
+    small = {"largest": Vec3(6, 5, 4), "in_partitions": True}
+    volume = next(volumes("three-level", "uint8", "", -1, **small))
+    assert_exact(Case(volume, Vec3(2, 3, 2), 0, "F"), expected(volume))
+    count_cases(1)
 
 
 @settings(max_examples=60)
@@ -139,12 +156,12 @@ def test_a_cut_that_forgets_its_halo_is_seen(monkeypatch):
 
     process = Basins.process
 
-    def blind(self, task, affinities):
+    def blind(self, task, affinities, **masks):
         seen = np.zeros_like(affinities)
         seen[task.core] = affinities[task.core]
-        return process(self, task, affinities=seen)
+        return process(self, task, affinities=seen, **masks)
 
     monkeypatch.setattr(Basins, "process", blind)
-    volume = next(volumes("continuous", "float32", "", 0))
+    few = itertools.islice(volumes("continuous", "float32", "", 0), VOLUMES)
     with pytest.raises(AssertionError, match="supervoxels of Case"):
-        assert_every_cut_is_exact(volume)
+        sum(assert_every_cut_is_exact(volume) for volume in few)

@@ -49,6 +49,7 @@ def volume(threshold: float, seed: int, given: str = "") -> Volume:
         floor=1.0,
         masks="",
         rules=None,
+        in_partitions=False,
         threads=1,
         seed=seed,
     )

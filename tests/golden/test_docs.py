@@ -76,10 +76,13 @@ def commands():
 
 @pytest.mark.parametrize("shown", sorted(set(commands())))
 def test_shown_commands_exist_with_their_options(shown):
-    known = typer.main.get_command(app).commands
-    _, name, *words = shlex.split(shown.partition(": ")[2])
-    assert name in known
-    options = {o for p in known[name].params for o in p.opts} | {"--help"}
+    command = typer.main.get_command(app)
+    _, *words = shlex.split(shown.partition(": ")[2])
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands
+        command = command.commands[name]
+    options = {o for p in command.params for o in p.opts} | {"--help"}
     used = {w.partition("=")[0] for w in words if w.startswith("--")}
     assert used - options == set()
 

@@ -183,10 +183,8 @@ def test_the_phantom_has_something_to_decide(whole):
 
 
 def test_partitions_give_the_same_bytes_below_their_limit(folder, whole):
-    limit_gb = 0.0006
-    root = alone(
-        folder, "bounded", [32, 32, 16], f"node_limit_gb = {limit_gb}\nrounds = 16"
-    )
+    limit = "node_limit_gb = 0.0006\nrounds = 16"
+    root = alone(folder, "bounded", [32, 32, 16], limit)
     run = Run.open(str(root), "bounded")
     for output in ("basin_graph", "agglomeration"):
         stage = run.recipe.stage(output)

@@ -13,9 +13,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.cli import app, main
+from pipeline.cli import app, exports, main
 
-COMMANDS = sorted(c.name or c.callback.__name__ for c in app.registered_commands)
+COMMANDS = sorted(
+    [c.name or c.callback.__name__ for c in app.registered_commands]
+    + [f"export {c.name}" for c in exports.registered_commands]
+)
 VOXELS = ("--voxel-size", "8,8,30")
 
 
@@ -88,7 +91,7 @@ def plain(text):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(em, command):
-    result = em(command, "--help")
+    result = em(*command.split(), "--help")
     assert result.status == 0
     assert f"Example: em {command} " in plain(result.out)
     assert result.err == ""
@@ -97,10 +100,10 @@ def test_help_shows_an_example(em, command):
 def test_the_commands_are_those_promised(em):
     assert set(COMMANDS) >= {
         *("ingest", "reconstruct", "plan", "run", "work", "status", "failures"),
-        *("retry", "verify", "eval", "view"),
+        *("retry", "verify", "eval", "view", "export tables", "export pychunkedgraph"),
     }
     result = em("--help")
-    assert all(command in result.out for command in COMMANDS)
+    assert all(command.split()[0] in result.out for command in COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,11 @@
 
 #include "flat_map.hpp"
 #include "merge_basins.hpp"
+#include "region_graph.hpp"
 
 namespace em {
 
 __extension__ typedef unsigned __int128 Wide;
-
-constexpr std::size_t n_classes = 5;
 
 struct MeanContact {
   std::uint64_t sum = 0, area = 0, key = 0;
@@ -47,8 +46,8 @@ struct Cluster {
   bool open;  // it may go on outside, or touch what is not known here
 };
 
-// A nonnegative number as a fraction of 2^32.
-constexpr std::uint64_t fraction_steps = 1ull << 32;
+// A nonnegative number counts steps, of which so many are 1: decimals are exact.
+constexpr std::uint64_t fraction_steps = 1'000'000'000;
 
 // What may not merge below a mean affinity of `activation`.
 struct Constraints {

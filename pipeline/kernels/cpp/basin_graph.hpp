@@ -137,8 +137,7 @@ class BasinMeter {
     box.stop[axis] = face + 1;
     const Vec3 size = extent(box);
     const auto n = static_cast<std::size_t>(size[0]);
-    const auto row_step = static_cast<std::size_t>(size[0]);
-    const std::size_t steps[3] = {1, row_step, row_step * static_cast<std::size_t>(size[1])};
+    const std::size_t steps[3] = {1, n, n * static_cast<std::size_t>(size[1])};
     const std::size_t step = steps[axis], label_step = frame_.strides()[axis];
     std::vector<Choice> choices(volume(size));
     std::vector<std::uint8_t> high(n);
@@ -164,7 +163,7 @@ class BasinMeter {
           put(number, other, affinity, 3 * frame_.position(v) + axis);
         }
       }
-      at += row_step;
+      at += n;
     });
   }
 
@@ -177,8 +176,9 @@ class BasinMeter {
       --last[axis];
       const std::size_t u = axis == 0 ? 1 : 0, v = axis == 2 ? 1 : 2;
       for (const bool is_upper : {false, true}) {
-        const bool is_open = is_upper ? frame_.has_upper(last, static_cast<int>(axis))
-                                      : frame_.has_lower(core.start, static_cast<int>(axis));
+        const int a = static_cast<int>(axis);
+        const bool is_open =
+            is_upper ? frame_.has_upper(last, a) : frame_.has_lower(core.start, a);
         if (!is_open) continue;
         const auto bit = static_cast<std::uint8_t>(1u << (axis + (is_upper ? 3 : 0)));
         Vec3 at = core.start;
@@ -205,7 +205,8 @@ class BasinMeter {
     const auto renamed = [&](std::uint64_t pair) {
       return pair_key(numbers[pair >> 32], numbers[pair & 0xFFFFFFFFu]);
     };
-    other.joined_.for_each([&](std::uint64_t pair, bool) { joined_[renamed(pair)] = true; });
+    other.joined_.for_each(
+        [&](std::uint64_t pair, bool) { joined_[renamed(pair)] = true; });
     other.greatest_.for_each([&](std::uint64_t pair, const Greatest& edge) {
       raise(greatest_[renamed(pair)], edge);
     });

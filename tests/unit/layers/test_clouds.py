@@ -6,6 +6,7 @@ import tensorstore as ts
 
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Bbox, Vec3
+from pipeline.layers.folder import open_folder
 from pipeline.layers.store import Store
 from pipeline.specs import (
     Mesh,
@@ -133,3 +134,14 @@ def test_a_public_run_is_read_over_http(sharded, store, served):
         read=True,
     ).result()
     np.testing.assert_array_equal(theirs[..., 0].read().result(), array)
+
+
+@pytest.mark.parametrize("size", [0, 5, 12 * 2**20])
+def test_a_file_is_sent_whole(size, bucket, tmp_path):
+    content = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(content)
+    for location in (f"{bucket}/files", str(tmp_path / "folder")):
+        folder = open_folder(location)
+        folder.put_file("a/b.parquet", tmp_path / "file")
+        assert folder.get("a/b.parquet") == content
+    assert (tmp_path / "file").read_bytes() == content
