@@ -317,7 +317,7 @@ class Agglomeration:
 
 
 def rounded(parameter: float) -> Fraction:
-    """Return a fraction as agglomeration takes it, a multiple of 1e-9, so that 0.6 is 3/5."""
+    """Return a fraction as agglomeration takes it, in steps of 1e-9: 0.6 is 3/5."""
     return Fraction(round(parameter * 10**9), 10**9)
 
 

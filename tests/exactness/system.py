@@ -20,7 +20,7 @@ from .cases import MYELIN_THRESHOLD, Case
 from .in_memory import Memory
 from .oracle import Contact, Graph, Merge, Refusal, Region
 
-ROUNDS = 25
+ROUNDS = 40
 """Rounds of merging in partitions: more than these volumes need."""
 
 

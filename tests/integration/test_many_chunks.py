@@ -48,11 +48,13 @@ affinities = "affinities"
 output = "basin_graph"
 size_threshold = 60
 dust = 20
+{basin_limit}
 
 [[stage]]
 use = "supervoxel_table"
 decisions = "basin_graph"
 output = "supervoxel_table"
+{basin_limit}
 
 [[stage]]
 use = "relabel"
@@ -117,6 +119,8 @@ def recipe(folder: Path, name: str, chunk: list[int], limit: str = "") -> Path:
         chunk=chunk,
         storage=[16, 16, 8],
         limit=limit,
+        # Basins leave more than segments do; this keeps partitions few.
+        basin_limit="node_limit_gb = 0.008" if limit else "",
         affinities=folder / "volumes" / "affinities",
     )
     path.write_text(text)

@@ -338,19 +338,24 @@ class Case {
   }
 
   em::BasinGraph measure_basins(const em::Box& box) {
-    const em::Box read = grown(volume_, box, 1, 1);
+    const em::Box read = grown(volume_, box, p_.masked ? 2 : 1, 1);
     const auto labels = cut(volume_, read, labels_);
     const auto mask = cut(volume_, read, volume_.mask);
     em::BasinGraph graph;
-    same(read, [&](const em::Affinities& view, size_t n_threads) {
+    const auto result = same(read, [&](const em::Affinities& view, size_t n_threads) {
       graph = em::basin_graph(labels.data(), view, frame(volume_, box, read),
                               p_.masked ? mask.data() : nullptr, thresholds(view), n_threads);
-      std::vector<uint64_t> all(graph.ids);
-      all.insert(all.end(), graph.sizes.begin(), graph.sizes.end());
-      for (const auto& [a, b] : graph.joins) all.insert(all.end(), {a, b});
-      for (const auto& e : graph.edges) all.insert(all.end(), {e.a, e.b, e.affinity, e.key});
-      return all;
+      // Rows may come in any order.
+      std::vector<std::array<uint64_t, 5>> rows;
+      for (size_t i = 0; i < graph.ids.size(); ++i) {
+        rows.push_back({0, graph.ids[i], graph.sizes[i], graph.faces[i], 0});
+      }
+      for (const auto& [a, b] : graph.joins) rows.push_back({1, a, b, 0, 0});
+      for (const auto& e : graph.edges) rows.push_back({2, e.a, e.b, e.affinity, e.key});
+      std::sort(rows.begin(), rows.end());
+      return rows;
     });
+    sum_.add(result);
     return graph;
   }
 
@@ -402,7 +407,7 @@ class Case {
     em::relabel(labels_, ids, merged.targets, false, relabelled.data(), 1);
     auto in_place = labels_;
     em::relabel(in_place, ids, merged.targets, false, in_place.data(),
-                static_cast<int64_t>(threads()));
+                threads());
     require(in_place == relabelled, "threads change a relabelled volume");
     if (!ids.empty()) {
       const std::span<const uint64_t> fewer(ids.data(), ids.size() - 1);
@@ -423,7 +428,7 @@ class Case {
     em::RegionGraph graph;
     const auto result = same(read, [&](const em::Affinities& view, size_t n_threads) {
       graph = em::region_graph(labels.data(), view, p_.labelled ? semantics.data() : nullptr,
-                               frame(volume_, box, read), static_cast<int64_t>(n_threads));
+                               frame(volume_, box, read), n_threads);
       std::vector<uint64_t> all(graph.ids);
       const auto put = [&](const auto& numbers) {
         for (const auto number : numbers) all.push_back(static_cast<uint64_t>(number));
@@ -540,7 +545,7 @@ class Case {
         require_refusal(
             [&] {
               em::region_graph(labels_.data(), stored.view(), nullptr,
-                               frame(volume_, box, box), static_cast<int64_t>(threads()));
+                               frame(volume_, box, box), threads());
             },
             "an affinity that is none");
       }
@@ -551,7 +556,7 @@ class Case {
     require_refusal(
         [&] {
           em::region_graph(labels_.data(), stored.view(), volume_.semantics.data(),
-                           frame(volume_, box, box), static_cast<int64_t>(threads()));
+                           frame(volume_, box, box), threads());
         },
         "a class that is none");
   }

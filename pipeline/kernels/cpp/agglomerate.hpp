@@ -22,12 +22,11 @@
 
 #include "flat_map.hpp"
 #include "merge_basins.hpp"
+#include "region_graph.hpp"
 
 namespace em {
 
 __extension__ typedef unsigned __int128 Wide;
-
-constexpr std::size_t n_classes = 5;
 
 struct MeanContact {
   std::uint64_t sum = 0, area = 0, key = 0;
