@@ -55,6 +55,11 @@ struct BasinEdge {
   std::uint64_t a, b, affinity, key;
 };
 
+inline bool by_pair(const BasinEdge& p, const BasinEdge& q) {
+  return p.a != q.a ? p.a < q.a : p.b < q.b;
+}
+
+// Ids, joins and the pairs of edges ascend.
 struct BasinGraph {
   std::vector<std::uint64_t> ids, sizes;
   // Open faces that each touches: bit a is the lower face of axis a, bit 3 + a the upper.
@@ -214,9 +219,14 @@ class BasinMeter {
 
   BasinGraph graph() const {
     BasinGraph graph;
-    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> order;
+    for (std::uint32_t i = 0; i < sizes_.size(); ++i) {
       if (sizes_[i] == 0) continue;  // seen only across a lower face
-      graph.ids.push_back(dense_.labels()[i]);
+      order.emplace_back(dense_.labels()[i], i);
+    }
+    std::sort(order.begin(), order.end());
+    for (const auto& [label, i] : order) {
+      graph.ids.push_back(label);
       graph.sizes.push_back(sizes_[i]);
       graph.faces.push_back(faces_[i]);
     }
@@ -228,6 +238,8 @@ class BasinMeter {
       const auto [a, b] = pair_labels(pair, dense_.labels());
       graph.edges.push_back({a, b, edge.affinity, edge.key});
     });
+    std::sort(graph.joins.begin(), graph.joins.end());
+    std::sort(graph.edges.begin(), graph.edges.end(), by_pair);
     return graph;
   }
 
