@@ -120,7 +120,7 @@ def recipe(folder: Path, name: str, chunk: list[int], limit: str = "") -> Path:
         storage=[16, 16, 8],
         limit=limit,
         # Basins leave more than segments do; this keeps partitions few.
-        basin_limit="node_limit_gb = 0.008" if limit else "",
+        basin_limit="node_limit_gb = 0.01" if limit else "",
         affinities=folder / "volumes" / "affinities",
     )
     path.write_text(text)
@@ -187,7 +187,7 @@ def test_the_phantom_has_something_to_decide(whole):
 
 
 def test_partitions_give_the_same_bytes_below_their_limit(folder, whole):
-    limit = "node_limit_gb = 0.0006\nrounds = 16"
+    limit = "node_limit_gb = 0.002\nrounds = 16"
     root = alone(folder, "bounded", [32, 32, 16], limit)
     run = Run.open(str(root), "bounded")
     for output in ("basin_graph", "agglomeration"):
