@@ -1,4 +1,5 @@
 # demo: installs, reconstructs a block, scores it, draws it.   test: installs, tests.
+# bench: beside peers, in one run, as ratios; fails where a target is missed.
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 EM_DATA ?= ../shared/data
@@ -8,7 +9,7 @@ BLOCK := $(EM_DATA)/ac3_x0_512.h5
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard pipeline/kernels/cpp/*)
 export EM_DATA
 
-.PHONY: install browser demo test check
+.PHONY: install browser demo test check bench
 install: $(VENV)/installed
 
 # torch goes first and alone: left to the resolver it brings gigabytes of CUDA.
@@ -44,3 +45,8 @@ check: install browser
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q
+
+bench: install
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[bench]"
+	mkdir -p bench
+	$(BIN)/python benchmarks/segmentation.py --cache bench --picture bench/segmentation.png --check

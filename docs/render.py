@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli import app
@@ -16,6 +17,7 @@ from pipeline.layers.parquet import ParquetTable
 from pipeline.runtime.graph_tables import HISTORY, NODE_MERGES, TABLES
 from pipeline.stages import STAGES
 from pipeline.stages.base import ChunkStage, OctreeStage, Stage
+from pipeline.stages.octree import DownSweep, UpSweep
 from pipeline.stages.shards import ShardStage
 from pipeline.stages.volume import VolumeStage
 
@@ -128,6 +130,8 @@ _IN_TOML = {
     "(x, y, z)": "[x, y, z]",
     "Bbox": "{ start, stop }",
     "Sharding": "{ shard_bits, minishard_bits }",
+    "float or None": "float",
+    "tuple of pairs of str": "[[string, string], ...]",
     "(float, float) or None": "[float, float]",
 }
 """Types as docstrings name them, and as a recipe writes them."""
@@ -260,8 +264,10 @@ def _stage(name: str, stage: type[Stage]) -> str:
 
 
 def _tasks(stage: type[Stage]) -> str:
-    if issubclass(stage, OctreeStage):
-        return "nodes of the octree over the chunks, a wave for each level"
+    if issubclass(stage, OctreeStage | UpSweep):
+        return "nodes of the octree, a wave for each level, from the chunks up"
+    if issubclass(stage, DownSweep):
+        return "nodes of the octree, a wave for each level, down to the chunks"
     if issubclass(stage, ShardStage):
         return "shards of segment ids, one wave"
     if issubclass(stage, ChunkStage):
@@ -270,18 +276,24 @@ def _tasks(stage: type[Stage]) -> str:
     return "one"
 
 
-def _fields(stage: type[Stage], names: Iterable[str]) -> str:
+def _fields(stage: type[BaseModel], names: Iterable[str]) -> str:
     meanings = _meanings(stage)
-    rows = []
+    rows, tables = [], []
     for name in names:
-        field = stage.model_fields[name]
+        default = stage.model_fields[name].default
         kind, meaning = meanings[name]
         kind = "layer" if name in _layers(stage) else _IN_TOML.get(kind, kind)
-        rows.append([f"`{name}`", kind, _default(field.default), meaning])
-    return _table(["field", "type", "default", "meaning"], rows) if rows else ""
+        shown = _default(default)
+        if isinstance(default, BaseModel) and kind == type(default).__name__:
+            fields = _fields(type(default), type(default).model_fields)
+            tables.append(f"Fields of `{name}`, a table:\n\n{fields}")
+            kind, shown = "table", "see below"
+        rows.append([f"`{name}`", kind, shown, meaning])
+    shown = _table(["field", "type", "default", "meaning"], rows) if rows else ""
+    return "\n".join([shown, *tables])
 
 
-def _layers(stage: type[Stage]) -> set[str]:
+def _layers(stage: type[BaseModel]) -> set[str]:
     marked = {n: str(f.metadata) for n, f in stage.model_fields.items()}
     return {n for n, metadata in marked.items() if "_LayerMark" in metadata}
 
@@ -301,7 +313,9 @@ def _toml(value: Any) -> str:
         fields = value.model_dump(mode="json")
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in fields.items()) + " }"
     if hasattr(value, "astuple"):
-        return str(list(value.astuple()))
+        value = value.astuple()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(v) for v in value)}]"
     return str(value)
 
 
@@ -312,7 +326,7 @@ def _docstring(stage: type[Stage]) -> tuple[str, list[str]]:
     return summary, [f"\n{p}" for p in paragraphs]
 
 
-def _meanings(stage: type[Stage]) -> dict[str, tuple[str, str]]:
+def _meanings(stage: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """Return type and meaning of every field, as the docstrings of its classes say."""
     found: dict[str, tuple[str, str]] = {}
     for kind in (VolumeStage, *reversed(stage.__mro__)):

@@ -11,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.layers.sources import Source
     from pipeline.recipe import Recipe
     from pipeline.runtime.drive import StageSummary
+    from pipeline.runtime.estimate import WaveEstimate
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
 
@@ -269,21 +271,7 @@ def plan(
                 "GB out",
                 "peak GiB",
             ],
-            [
-                [
-                    w.output,
-                    w.stage,
-                    w.pool,
-                    w.level,
-                    w.tasks,
-                    w.done,
-                    f"{w.voxels / 1e6:.1f}",
-                    f"{w.bytes_in / 1e9:.3f}",
-                    f"{w.bytes_out / 1e9:.3f}",
-                    f"{w.peak_memory / 2**30:.2f}",
-                ]
-                for w in waves
-            ],
+            [_plan_row(list(alike)) for _, alike in groupby(waves, _but_for_its_number)],
         )
         total = sum(w.tasks for w in waves)
         typer.echo(
@@ -731,6 +719,28 @@ def main() -> None:
 
 
 # -- parts -----------------------------------------------------------------------------
+
+
+def _but_for_its_number(wave: WaveEstimate) -> WaveEstimate:
+    return replace(wave, level=0, done=0)
+
+
+def _plan_row(waves: list[WaveEstimate]) -> list[Any]:
+    """Describe waves that follow one another and are alike, such as those of rounds."""
+    first, last = waves[0], waves[-1]
+    is_one = len(waves) == 1
+    return [
+        first.output,
+        first.stage,
+        first.pool,
+        first.level if is_one else f"{first.level} to {last.level}",
+        first.tasks if is_one else f"{len(waves)} x {first.tasks}",
+        sum(w.done for w in waves),
+        f"{first.voxels / 1e6:.1f}",
+        f"{first.bytes_in / 1e9:.3f}",
+        f"{first.bytes_out / 1e9:.3f}",
+        f"{first.peak_memory / 2**30:.2f}",
+    ]
 
 
 def _run(

@@ -126,7 +126,7 @@ def basin_graph(
             high,
             threads,
         )
-    return merge_basin_graphs([BasinGraph(*columns, scale=scale_of(affinities))])
+    return BasinGraph(*columns, scale=scale_of(affinities))
 
 
 def merge_basin_graphs(graphs: Sequence[BasinGraph]) -> BasinGraph:

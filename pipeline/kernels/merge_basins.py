@@ -99,7 +99,12 @@ def open_basins(graph: BasinGraph, *, anchors: NDArray[np.uint64]) -> OpenBasins
     anchors : uint64 array, (n,)
         Place in the volume of the first voxel of each of its ids.
     """
-    inside = np.isin(graph.pairs, graph.ids).all(axis=1)
+    rows = np.minimum(np.searchsorted(graph.ids, graph.pairs), len(graph.ids) - 1)
+    inside = (
+        (graph.ids[rows] == graph.pairs).all(axis=1)
+        if len(graph.ids)
+        else np.zeros(len(graph.pairs), bool)
+    )
     port = graph.faces != 0
     return OpenBasins(
         ids=graph.ids,
@@ -191,26 +196,30 @@ def merge_basins(
     pairs = np.concatenate([all_of("pairs"), np.sort(inner_pairs[apart], axis=1)])
     affinities = np.concatenate([all_of("affinities"), cross_affinities[apart]])
     keys = np.concatenate([all_of("keys"), cross_keys[apart]])
-    greatest = Groups(pairs, affinities, keys)
+    if len(children) > 1:
+        # Of the edges of several children some are between the same clusters.
+        greatest = Groups(pairs, affinities, keys)
+        pairs, affinities, keys = map(greatest.last, (pairs, affinities, keys))
 
     still_open = port_faces != 0
+    is_open = np.zeros(len(ids), np.uint8)
+    is_open[np.searchsorted(ids, port_clusters[still_open])] = 1
     with data_errors():
         targets, settled, total, kept, kept_affinities, kept_keys = _cpp.merge_basins(
             ids,
             sizes,
             anchors,
-            np.isin(ids, port_clusters[still_open]).astype(np.uint8),
+            is_open,
             inner_joins,
-            greatest.last(pairs),
-            greatest.last(affinities),
-            greatest.last(keys),
+            pairs,
+            affinities,
+            keys,
             size_threshold,
             dust,
             True,
         )
     # A cluster is called after one of its members, whose row stands for it.
     stands = (targets == ids) & (settled == 0)
-    by_pair = Groups(kept)
     state = OpenBasins(
         ids=ids[stands],
         sizes=total[stands],
@@ -219,9 +228,9 @@ def merge_basins(
         port_faces=port_faces[still_open],
         port_clusters=targets[np.searchsorted(ids, port_clusters[still_open])],
         joins=joins[~joined],
-        pairs=by_pair.first(kept),
-        affinities=by_pair.first(kept_affinities),
-        keys=by_pair.first(kept_keys),
+        pairs=kept,
+        affinities=kept_affinities,
+        keys=kept_keys,
         cross_pairs=cross[~met],
         cross_affinities=cross_affinities[~met],
         cross_keys=cross_keys[~met],

@@ -19,7 +19,7 @@ MERGES = "merges"
 REFUSALS = "refusals"
 """Part: the merges that the constraints refused."""
 
-AGGLOMERATION_OPEN_BYTES = OpenBytes(per_face_voxel=40.0)
+AGGLOMERATION_OPEN_BYTES = OpenBytes(per_face_voxel=20.0)
 
 
 class Agglomeration(UpSweep):

@@ -46,7 +46,7 @@ from pipeline.stages.volume import (
     expect_volume,
 )
 
-BASIN_OPEN_BYTES = OpenBytes(per_face_voxel=20.0)
+BASIN_OPEN_BYTES = OpenBytes(per_face_voxel=100.0)
 
 
 class _Watershed(Stage):

@@ -589,7 +589,7 @@ def test_refusals_say_which_and_why(tables, truth):
 
 def test_partitions_export_the_same(given, run, tables, tmp_path):
     """Nodes differ, for partitions took the place of the highest; the whole does not."""
-    other = reconstructed(given, tmp_path / "root", node_limit_gb=6e-4, rounds=24)
+    other = reconstructed(given, tmp_path / "root", node_limit_gb=3e-4, rounds=24)
     stage = GraphStages.of(other).agglomeration
     assert len(stage.plan()) > stage.grid.height + 1
     export_tables(other, str(tmp_path / "to"), limit=100, quiet=True)

@@ -14,7 +14,7 @@ def test_pool_writes_the_same_objects(small, root, undisturbed, objects, provena
         run_to_end(Run.start(Recipe.load(small), str(root)), pool, quiet=True)
     assert objects(root) == objects(undisturbed)
     assert provenances(root) == provenances(undisturbed)
-    assert len(provenances(root)) == 12
+    assert len(provenances(root)) == 13
     assert done(root).keys() == done(undisturbed).keys()
 
 

@@ -80,20 +80,20 @@ def test_a_flipped_byte_is_damage(finished, em_here, objects, done):
 def test_a_task_without_record_is_missing(finished, em_here, objects, done, torn):
     root, path = finished
     contents, before = objects(root), done(root)
-    record = root / "region_graph" / "done" / "1_0_0_0.json"
+    record = root / "basin_graph" / "done" / "1_0_0_0.json"
     if torn:
         record.write_bytes(record.read_bytes()[:40])
     else:
         record.unlink()
     result = em_here("verify", "--root", root, "--json")
     assert result.status == 1
-    (fault,) = faults(result, "region_graph")
+    (fault,) = faults(result, "basin_graph")
     assert (fault["key"], fault["kind"]) == ("1_0_0_0", "missing")
-    assert "region_graph/1_0_0_0" in fault["detail"]
+    assert "basin_graph/1_0_0_0" in fault["detail"]
 
     assert em_here("run", path, "--root", root).status == 0
     after = done(root)
-    assert {n for n in after if before.get(n) != after[n]} == {"region_graph/1_0_0_0"}
+    assert {n for n in after if before.get(n) != after[n]} == {"basin_graph/1_0_0_0"}
     assert objects(root) == contents
     assert em_here("verify", "--root", root).status == 0
 

@@ -55,6 +55,11 @@ struct BasinEdge {
   std::uint64_t a, b, affinity, key;
 };
 
+inline bool by_pair(const BasinEdge& p, const BasinEdge& q) {
+  return p.a != q.a ? p.a < q.a : p.b < q.b;
+}
+
+// Ids, joins and the pairs of edges ascend.
 struct BasinGraph {
   std::vector<std::uint64_t> ids, sizes;
   // Open faces that each touches: bit a is the lower face of axis a, bit 3 + a the upper.
@@ -137,8 +142,7 @@ class BasinMeter {
     box.stop[axis] = face + 1;
     const Vec3 size = extent(box);
     const auto n = static_cast<std::size_t>(size[0]);
-    const auto row_step = static_cast<std::size_t>(size[0]);
-    const std::size_t steps[3] = {1, row_step, row_step * static_cast<std::size_t>(size[1])};
+    const std::size_t steps[3] = {1, n, n * static_cast<std::size_t>(size[1])};
     const std::size_t step = steps[axis], label_step = frame_.strides()[axis];
     std::vector<Choice> choices(volume(size));
     std::vector<std::uint8_t> high(n);
@@ -164,7 +168,7 @@ class BasinMeter {
           put(number, other, affinity, 3 * frame_.position(v) + axis);
         }
       }
-      at += row_step;
+      at += n;
     });
   }
 
@@ -177,8 +181,9 @@ class BasinMeter {
       --last[axis];
       const std::size_t u = axis == 0 ? 1 : 0, v = axis == 2 ? 1 : 2;
       for (const bool is_upper : {false, true}) {
-        const bool is_open = is_upper ? frame_.has_upper(last, static_cast<int>(axis))
-                                      : frame_.has_lower(core.start, static_cast<int>(axis));
+        const int a = static_cast<int>(axis);
+        const bool is_open =
+            is_upper ? frame_.has_upper(last, a) : frame_.has_lower(core.start, a);
         if (!is_open) continue;
         const auto bit = static_cast<std::uint8_t>(1u << (axis + (is_upper ? 3 : 0)));
         Vec3 at = core.start;
@@ -205,7 +210,8 @@ class BasinMeter {
     const auto renamed = [&](std::uint64_t pair) {
       return pair_key(numbers[pair >> 32], numbers[pair & 0xFFFFFFFFu]);
     };
-    other.joined_.for_each([&](std::uint64_t pair, bool) { joined_[renamed(pair)] = true; });
+    other.joined_.for_each(
+        [&](std::uint64_t pair, bool) { joined_[renamed(pair)] = true; });
     other.greatest_.for_each([&](std::uint64_t pair, const Greatest& edge) {
       raise(greatest_[renamed(pair)], edge);
     });
@@ -213,9 +219,14 @@ class BasinMeter {
 
   BasinGraph graph() const {
     BasinGraph graph;
-    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> order;
+    for (std::uint32_t i = 0; i < sizes_.size(); ++i) {
       if (sizes_[i] == 0) continue;  // seen only across a lower face
-      graph.ids.push_back(dense_.labels()[i]);
+      order.emplace_back(dense_.labels()[i], i);
+    }
+    std::sort(order.begin(), order.end());
+    for (const auto& [label, i] : order) {
+      graph.ids.push_back(label);
       graph.sizes.push_back(sizes_[i]);
       graph.faces.push_back(faces_[i]);
     }
@@ -227,6 +238,8 @@ class BasinMeter {
       const auto [a, b] = pair_labels(pair, dense_.labels());
       graph.edges.push_back({a, b, edge.affinity, edge.key});
     });
+    std::sort(graph.joins.begin(), graph.joins.end());
+    std::sort(graph.edges.begin(), graph.edges.end(), by_pair);
     return graph;
   }
 

@@ -14,10 +14,11 @@ namespace {
 using OutVolume = nb::ndarray<uint64_t, nb::ndim<3>, nb::f_contig, nb::device::cpu>;
 
 // Writes over `labels`, which the kernel uses for labels of other sizes before.
-void watershed(const AffinityVolume& affinities, const em::Vec3& origin, const Corners& core,
-               const Corners& bounds, const std::optional<Volume<uint8_t>>& mask, double low,
-               double high, uint64_t size_threshold, uint64_t dust, uint64_t base,
-               std::size_t threads, const OutVolume& labels) {
+void watershed(const AffinityVolume& affinities, const em::Vec3& origin,
+               const Corners& core, const Corners& bounds,
+               const std::optional<Volume<uint8_t>>& mask, double low, double high,
+               uint64_t size_threshold, uint64_t dust, uint64_t base, std::size_t threads,
+               const OutVolume& labels) {
   const nb::gil_scoped_release released;
   const em::Affinities source = view(affinities);
   em::watershed(source, frame(affinities, origin, core, bounds),

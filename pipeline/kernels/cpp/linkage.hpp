@@ -161,7 +161,7 @@ class SpanningForest {
       if (begin > 0) map(begin - 1);
       map(begin);
     }
-    for_each_row(chunk_.edges, box, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
+    const auto visit_row = [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
       const auto j = static_cast<std::size_t>(y - start[1]);
       const auto k = static_cast<std::size_t>(z - start[2]);
       const bool has_fore = k + 1 < chunk_.planes();
@@ -173,7 +173,8 @@ class SpanningForest {
                       (j + 1) * row < plane ? here + row : here,
                       k > 0 ? labels(k - 1) + j * row : here,
                       has_fore ? labels(k + 1) + j * row : here});
-    });
+    };
+    for_each_row(chunk_.edges, box, visit_row);
   }
 
   // Takes the greatest edge of each component to another, and contracts. Returns whether
@@ -352,7 +353,9 @@ class Clusters {
   // `open` says of which basins not all is known.
   Clusters(const std::vector<std::uint32_t>& sizes, const std::vector<std::uint8_t>& open)
       : nodes_(sizes.size()) {
-    for (std::uint32_t i = 0; i < nodes_.size(); ++i) nodes_[i] = {i, sizes[i], open[i] != 0};
+    for (std::uint32_t i = 0; i < nodes_.size(); ++i) {
+      nodes_[i] = {i, sizes[i], open[i] != 0};
+    }
   }
 
   void prefetch(std::uint32_t basin) const { em::prefetch(&nodes_[basin]); }

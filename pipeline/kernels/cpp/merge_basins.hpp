@@ -39,7 +39,7 @@ struct MergedBasins {
   std::vector<std::uint64_t> targets;  // of each id: the id its cluster is called after
   std::vector<std::uint64_t> sizes;    // of each id: of its cluster
   std::vector<std::uint8_t> settled;   // of each id: nothing outside can change its cluster
-  std::vector<BasinEdge> edges;        // between clusters, not decided here
+  std::vector<BasinEdge> edges;        // between clusters, not decided here; by pair
 };
 
 // `ids` ascend. Edges join in descending order unless both sides hold
@@ -129,6 +129,7 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
     if (edge.a > edge.b) std::swap(edge.a, edge.b);
     merged.edges.push_back(edge);
   }
+  std::sort(merged.edges.begin(), merged.edges.end(), by_pair);
   return merged;
 }
 

@@ -24,7 +24,7 @@
 // whose runtime cannot choose between functions, as with some sanitizers, defines it as
 // nothing.
 #ifndef EM_ROW_KERNEL
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
 #define EM_ROW_KERNEL __attribute__((target_clones("avx2", "default")))
 #else
 #define EM_ROW_KERNEL
@@ -117,7 +117,7 @@ struct Thresholds {
   std::int64_t low, high;
 
   static Thresholds of(std::uint32_t scale, double low, double high) {
-    constexpr double beyond = 1u << 30;  // above every affinity
+    constexpr double beyond = 1u << 24;  // above every affinity
     const double below = std::min(std::floor(low * scale), beyond);
     const double above = std::min(std::ceil(high * scale), beyond + 1);
     return {static_cast<std::int64_t>(below),
@@ -133,7 +133,9 @@ constexpr float affinity_slack = 1e-3f;
 // What follows works on the bits of floats as signed numbers, which ascend with the
 // floats from 0 on and are negative with them. A mask is all ones, -1, or 0. Selecting by
 // masks leaves compilers nothing to branch on, so that rows are converted in vectors.
-[[gnu::always_inline]] inline std::int32_t mask_if_negative(std::int32_t number) { return number >> 31; }
+[[gnu::always_inline]] inline std::int32_t mask_if_negative(std::int32_t number) {
+  return number >> 31;
+}
 
 // Negative if the float is no affinity.
 [[gnu::always_inline]] inline std::int32_t affinity_margin(std::int32_t bits) {
@@ -260,7 +262,8 @@ class AffinityRows {
     }
     const std::int64_t rows = box_.stop[1] - box_.start[1];
     const std::int64_t row = y - box_.start[1] + rows * (z - slab.start);
-    return slab.rows.data() + static_cast<std::size_t>(row * affinities_.item_size()) * width_;
+    return slab.rows.data() +
+           static_cast<std::size_t>(row * affinities_.item_size()) * width_;
   }
 
   // Blocks along x keep both the lines read and the lines written in the cache.
@@ -291,10 +294,11 @@ class AffinityRows {
   [[noreturn]] void refuse(const std::byte* row) const {
     std::size_t i = 0;
     while (detail::affinity_margin(detail::float_bits<T>(row, i)) >= 0) ++i;
-    throw std::invalid_argument(
-        "affinities hold " + std::to_string(std::bit_cast<float>(detail::float_bits<T>(row, i))) +
-        " where " + (sizeof(T) == sizeof(std::uint16_t) ? "float16" : "float32") +
-        " affinities lie in [0, 1]; rescale or repair them first");
+    const auto value = std::bit_cast<float>(detail::float_bits<T>(row, i));
+    const std::string type = sizeof(T) == sizeof(std::uint16_t) ? "float16" : "float32";
+    throw std::invalid_argument("affinities hold " + std::to_string(value) + " where " +
+                                type +
+                                " affinities lie in [0, 1]; rescale or repair them first");
   }
 
   Affinities affinities_;
@@ -328,7 +332,7 @@ class EdgeRows {
     const Vec3 first{read_.start[0], y, z};
     const auto& [start, stop] = edges_.limits;
     const bool is_inside = y >= start[1] && y < stop[1] && z >= start[2] && z < stop[2];
-    if (!is_inside || (axis != 0 && first[axis] == start[axis])) {
+    if (!is_inside) {
       std::fill_n(to, width_, 0u);
       return;
     }
@@ -337,7 +341,7 @@ class EdgeRows {
     std::uint32_t* row = to + skipped_;
     rows_.load(axis, y, z, row);
     std::fill(row + n, to + width_, 0u);
-    if (first[axis] == start[axis]) row[0] = 0;
+    if (first[axis] == start[axis]) std::fill_n(row, axis == 0 ? 1 : n, 0u);
     if (edges_.mask != nullptr) erase_masked(axis, first, row, n);
   }
 
@@ -355,7 +359,8 @@ class EdgeRows {
 
   void erase_masked(std::size_t axis, const Vec3& first, std::uint32_t* row,
                     std::size_t n) const {
-    const std::uint8_t* here = edges_.mask + edges_.frame.index(first[0], first[1], first[2]);
+    const std::uint8_t* here =
+        edges_.mask + edges_.frame.index(first[0], first[1], first[2]);
     for (std::size_t i = 0; i < n; ++i) {
       if (here[i] == 0) row[i] = 0;
     }

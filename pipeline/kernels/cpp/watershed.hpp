@@ -167,7 +167,8 @@ class BasinScan {
     auto next = static_cast<std::uint32_t>(begin * plane_);
     for_each_row(edges_, box, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
       const auto j = static_cast<std::size_t>(y - box.start[1]);
-      const std::size_t at = plane_ * static_cast<std::size_t>(z - core_.start[2]) + row_ * j;
+      const auto k = static_cast<std::size_t>(z - core_.start[2]);
+      std::uint32_t* row = labels_ + plane_ * k + row_ * j;
       Choice* here = choices.data() + row_ * j;
       std::copy_n(here, row_, before.data());
       choose(six, row_, thresholds_, here, high.data());
@@ -176,15 +177,14 @@ class BasinScan {
       const bool at_seam = is_first && slab > 0;
       const auto inside = static_cast<std::uint8_t>(foreground | 1 | (j > 0 ? 2 : 0) |
                                                     (!is_first || at_seam ? 4 : 0));
-      switch_on(here, j > 0 ? here - row_ : nothing.data(), before.data(), high.data(), row_,
-                inside, on.data());
+      switch_on(here, j > 0 ? here - row_ : nothing.data(), before.data(), high.data(),
+                row_, inside, on.data());
       if (at_seam) {
         for (std::size_t i = 0; i < row_; ++i) {
           seams_[slab][row_ * j + i] = on[i] & 4;
           on[i] &= foreground | 3;
         }
       }
-      std::uint32_t* row = labels_ + at;
       next = label(on.data(), j > 0 ? row - row_ : unlabelled.data(),
                    is_first ? unlabelled.data() : row - plane_, row, next);
     });
@@ -302,7 +302,8 @@ inline void widen(std::byte* array, std::size_t n, const std::vector<std::uint32
 }
 
 // Which basins touch a face of the core that is not one of the bounds.
-inline std::vector<std::uint8_t> open_basins(const Frame& frame, const std::uint32_t* labels,
+inline std::vector<std::uint8_t> open_basins(const Frame& frame,
+                                             const std::uint32_t* labels,
                                              std::size_t n_basins) {
   std::vector<std::uint8_t> open(n_basins);
   const Vec3 size = extent(frame.core);

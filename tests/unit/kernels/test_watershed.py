@@ -144,3 +144,31 @@ def test_rejects_arrays_beyond_the_bounds():
     affinities = np.zeros((*SHAPE, 3), np.uint8)
     with pytest.raises(GeometryError, match="clip boxes to the bounds"):
         whole(affinities, 0.1, 0.9, bounds=Bbox(Vec3(1, 0, 0), Vec3(9, 9, 9)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("z", [0, 3])
+def test_what_one_thread_refuses_is_refused(threads, z):
+    affinities = np.zeros((*SHAPE, 3), np.float32)
+    affinities[3, 2, z, 2] = np.nan
+    with pytest.raises(DataError, match="affinities hold nan"):
+        whole(affinities, 0.1, 0.9, threads=threads)
+
+
+def test_rejects_sizes_and_threads_below_what_they_count():
+    affinities = np.zeros((*SHAPE, 3), np.uint8)
+    with pytest.raises(ValueError, match="size threshold -1"):
+        whole(affinities, 0.1, 0.9, size_threshold=-1)
+    with pytest.raises(ValueError, match="dust -1"):
+        whole(affinities, 0.1, 0.9, dust=-1)
+    with pytest.raises(ValueError, match="0 threads"):
+        whole(affinities, 0.1, 0.9, threads=0)
+
+
+def test_a_mask_needs_a_wider_halo():
+    affinities = np.zeros((*SHAPE, 3), np.uint8)
+    box = Bbox.of_shape(SHAPE)
+    bounds = Bbox(box.start - 1, box.stop)
+    assert not whole(affinities, 0.1, 0.9, bounds=bounds).any()
+    with pytest.raises(GeometryError, match="lack part of the halo"):
+        whole(affinities, 0.1, 0.9, bounds=bounds, mask=np.ones(SHAPE, bool))

@@ -1,0 +1,214 @@
+"""That benchmarks run, that their targets can be missed, and that costs are costs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.geometry import Bbox, Vec3
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _beside():
+    """Let modules of the folder import each other, as a script there does."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+def call(script, *arguments):
+    return subprocess.run(
+        [sys.executable, FOLDER / script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "EM_DATA": "", "COLUMNS": "200"},
+    )
+
+
+SMALL = ("--size", "72,64,32", "--inputs", "phantom_uint8", "--json", "--check")
+
+
+FINE = {"low": 0.6, "size_threshold": 10, "dust": 5}
+
+
+def targets(folder, benchmark, **limits):
+    path = folder / "targets.toml"
+    path.write_text(
+        "".join(
+            f'[{benchmark}.{figure}]\n{kind} = {limit}\nmeaning = "what it says"\n'
+            for figure, (kind, limit) in limits.items()
+        )
+    )
+    return ("--targets", str(path))
+
+
+def test_segmentation_is_measured_and_misses_what_nothing_can_reach(tmp_path):
+    limits = {
+        "mvox_per_cpu_s": ("at_least", 1e9),
+        "bytes_per_voxel": ("at_most", 1e9),
+        "of_nothing": ("at_most", 1e9),
+    }
+    picture = tmp_path / "segmentation.png"
+    done = call(
+        "segmentation.py",
+        *SMALL,
+        *("--repeats", "1", "--picture", str(picture)),
+        *targets(tmp_path, "segmentation", **limits),
+    )
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert [(t["figure"], t["is_met"]) for t in result["targets"]] == [
+        ("mvox_per_cpu_s", False),
+        ("bytes_per_voxel", True),
+        ("of_nothing", False),
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "missed" in done.stderr.strip().splitlines()[-2]
+    found = result["inputs"]["phantom_uint8"]
+    assert found["voxels"] == 72 * 64 * 32
+    assert found["cases"]["ours"]["facts"]["supervoxels"] > 3
+    for case in found["cases"].values():
+        assert case["total"]["cpu_s"] > 0
+        assert case["facts"]["peak_rss_bytes"] > found["voxels"]
+    assert ("waterz" in found["cases"]) == ("waterz" not in result["skipped"])
+
+
+def test_open_state_is_counted(tmp_path):
+    from inputs import open_input
+    from open_state import measured
+
+    given = open_input("phantom_uint8", tmp_path, Vec3(72, 64, 32), "", print)
+    found = measured(given.path, Vec3(24, 32, 16), FINE).facts
+    levels = {(level["layer"], level["level"]): level for level in found["levels"]}
+    assert set(levels) == {
+        (layer, level) for layer in ("basin_graph", "agglomeration") for level in (0, 1)
+    }
+    for level in levels.values():
+        assert level["counts"]["clusters"] > 0
+        assert level["bytes_per_face_voxel"] > 0
+    up = found["sent_up"]
+    every, ours, without = (
+        up[rule] for rule in ("in all chunks", "ours", "ours without absorption")
+    )
+    assert 0 < ours["complete contacts"] < every["complete contacts"]
+    for kind, n in ours.items():
+        assert n <= without[kind] <= every[kind]
+    # The rule that freezes both ends decides what ours does without absorption.
+    assert up["ABISS"]["complete contacts"] == pytest.approx(
+        without["complete contacts"], rel=0.05
+    )
+
+
+def test_peers_agree_on_our_supervoxels(tmp_path):
+    """Else times would be those of other work."""
+    pytest.importorskip("waterz")
+    import inputs
+    import segmentation
+    from harness import best_of
+
+    given = inputs.open_input("phantom_float32", tmp_path, Vec3(96, 96, 32), "", print)
+    (outcome,) = best_of(
+        {"ours": (segmentation.ours, given.path, 1, tmp_path)}, 1, lambda what: None
+    )["ours"]
+    theirs = segmentation.waterz_mean(given.path, tmp_path)
+    assert theirs.facts["supervoxels"] == outcome.facts["supervoxels"] > 10
+    assert theirs.facts["supervoxels_grouped_otherwise"] == 0
+
+
+def test_a_missing_figure_meets_no_target():
+    from harness import Target, judge
+
+    fast = Target("rate", "of something", at_least=2)
+    small = Target("bytes", "of something", at_most=2)
+    figures = {"a": {"rate": 2.0, "bytes": 3.0}, "b": {"rate": 1.9}}
+    found = [(v.target.figure, v.input, v.is_met) for v in judge(figures, [fast, small])]
+    assert found == [("rate", "a", True), ("rate", "b", False), ("bytes", "a", False)]
+    assert [v.is_met for v in judge({}, [fast])] == [False]
+
+
+@pytest.mark.parametrize("limits", [{}, {"at_least": 1, "at_most": 2}])
+def test_a_target_has_one_limit(limits):
+    from harness import Target
+
+    with pytest.raises(ValueError, match="rate needs either"):
+        Target("rate", "of something", **limits)
+
+
+def test_every_benchmark_has_targets_that_read():
+    from harness import load_targets
+
+    assert {t.figure for t in load_targets("segmentation")} == {
+        "mvox_per_cpu_s",
+        "times_waterz",
+        "bytes_per_voxel",
+        "chunked_over_whole",
+        "two_threads_speedup",
+    }
+    assert load_targets("open_state")
+
+
+def test_costs_are_what_was_spent():
+    from harness import Meter
+
+    meter = Meter()
+    with meter.phase("memory"):
+        held = np.ones(64 << 20, np.uint8)
+    with meter.phase("time"):
+        until = time.process_time() + 0.05
+        while time.process_time() < until:
+            pass
+    with meter.phase("sleep"):
+        time.sleep(0.05)
+    cost = meter.phases
+    assert 64 << 20 <= cost["memory"].peak_bytes < 80 << 20
+    assert cost["time"].cpu_s >= 0.05
+    assert cost["sleep"].cpu_s < 0.05 <= cost["sleep"].wall_s
+    assert meter.outcome().of("time", "sleep").wall_s >= 0.1
+    assert held.all()
+
+
+def test_the_faces_of_a_box_within_bounds():
+    from open_state import open_faces
+
+    bounds = Bbox.of_shape((10, 10, 10))
+    assert open_faces(bounds, bounds) == 0
+    assert open_faces(Bbox.of_shape((4, 5, 6)), bounds) == 5 * 6 + 4 * 6 + 4 * 5
+    assert open_faces(Bbox.of_shape((4, 5, 6), Vec3(1, 0, 4)), bounds) == 2 * 30 + 24 + 20
+
+
+def up(frozen, contacts, limit=Fraction(5, 10)):
+    from open_state import frozen_up
+
+    pairs, affinity, area = zip(*contacts, strict=True)
+    return frozen_up(
+        np.array(frozen, np.uint64),
+        np.array(pairs, np.uint64),
+        np.array(affinity, np.uint64),
+        np.array(area, np.uint64),
+        limit,
+    )
+
+
+def test_the_rule_that_freezes_both_ends():
+    chain = [((1, 2), 9, 10), ((2, 3), 8, 10), ((3, 4), 7, 10)]
+    assert up([], chain) == 0
+    # 2 merges into nothing: its best goes to 1; so on along the chain.
+    assert up([1], chain) == 3
+    # The best contact of 1 is to 2, and both are free: only what they meet next waits.
+    assert up([4], chain) == 1
+    # Between two that are frozen nothing is final, however weak.
+    assert up([1, 2], [((1, 2), 1, 10)]) == 1
+    assert up([1], [((1, 2), 1, 10)]) == 0
+    # 1 and 2 merge; their two contacts with 3 become one, of mean 0.5.
+    both = [((1, 2), 9, 10), ((1, 3), 8, 10), ((2, 3), 2, 10)]
+    assert up([3], both) == 1
+    assert up([3], both, limit=Fraction(6, 10)) == 0
