@@ -24,7 +24,8 @@ class RegionGraphs(ChunkStage):
 
     A chunk owns the faces whose upper voxel it holds, so it reads one plane below itself
     and every face is counted once, whatever the chunk shape. The records of all chunks
-    add up to the graph of the whole.
+    add up to the graph of the whole. Supervoxels hang together by faces, as those of the
+    watershed do: one that does not would seem whole to a chunk that sees a piece of it.
 
     Parameters
     ----------
