@@ -974,7 +974,7 @@ def _load_or_open(recipe: str, root: str) -> Recipe:
     """Read a recipe from its file, or that of a run that was started."""
     from pipeline.runtime.run import Run
 
-    if not Path(recipe).exists() and recipe in Run.names(root):
+    if not Path(recipe).is_file() and recipe in Run.names(root):
         return Run.open(root, recipe).recipe
     return _load(recipe)
 
@@ -983,7 +983,7 @@ def _runs(root: str, recipe: str | None) -> list[Run]:
     from pipeline.runtime.run import Run
 
     if recipe is not None:
-        name = _load(recipe).name if Path(recipe).exists() else recipe
+        name = _load(recipe).name if Path(recipe).is_file() else recipe
         return [Run.open(root, name)]
     names = Run.names(root)
     if not names:

@@ -22,10 +22,14 @@ VOXEL_NM = (12.0, 12.0, 30.0)
 OFFSET = Vec3(100, -20, 7)
 
 
-def em(*arguments, status=0):
+def em(*arguments, status=0, folder=None):
     executable = Path(sys.executable).parent / "em"
     done = subprocess.run(
-        [executable, *map(str, arguments)], capture_output=True, text=True, timeout=280
+        [executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=folder,
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -206,6 +210,13 @@ def test_real_tissue_is_reconstructed(data, tmp_path):
         layer for layer, _ in compared
     }
     require_shapes(run)
+
+
+def test_a_folder_of_the_name_of_a_run_is_not_its_recipe(phantom_run, tmp_path):
+    (recipe,) = (phantom_run / "runs").glob("*.json")
+    (tmp_path / recipe.stem).mkdir()
+    shown = em("status", recipe.stem, "--root", phantom_run, "--json", folder=tmp_path)
+    assert json.loads(shown)
 
 
 def test_a_sweep_scores_what_a_run_would_give(phantom_run):
