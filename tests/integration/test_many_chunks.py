@@ -198,6 +198,7 @@ def test_partitions_give_the_same_bytes_below_their_limit(folder, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
 def test_512_chunks_of_a_queue_give_the_same_bytes(folder, whole):
     path = recipe(folder, "queued", [16, 16, 8])
     assert Recipe.load(str(path)).stages[0].grid.counts().product == 512
