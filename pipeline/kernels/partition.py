@@ -319,8 +319,7 @@ def answers(home: Table, names: Sequence[str]) -> Partitioned:
     if len(home["ids"]):
         raise DataError(
             f"{len(home['ids'])} clusters are not decided after the last round of "
-            "partitioned merging; raise rounds in [grid] and run again, which goes on "
-            "from here"
+            "partitioned merging; raise rounds in [grid] and run again with --replace"
         )
     return Partitioned(
         {

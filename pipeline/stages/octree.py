@@ -66,10 +66,9 @@ class _Octree(Stage):
         less; None sets no limit.
     rounds : int
         Rounds before the merging in partitions is given up. A round without work costs
-        three small waves; more can be added to a run that needs more.
+        three small waves.
     """
 
-    places: ClassVar[frozenset[str]] = frozenset({"rounds"})
     open_bytes: ClassVar[OpenBytes]
 
     node_limit_gb: float | None = Field(default=None, gt=0)
