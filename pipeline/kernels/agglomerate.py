@@ -15,13 +15,11 @@ from pipeline.kernels import _cpp
 from pipeline.kernels.merge_basins import Outcomes
 from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
-from pipeline.kernels.region_graph import RegionGraph
+from pipeline.kernels.region_graph import CLASSES, RegionGraph
 from pipeline.kernels.relabel import RemapTable
 from pipeline.kernels.tables import Columns, Groups, column, common_scale
 from pipeline.specs import Table
 
-CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
-"""Semantic classes; label k of a semantic volume is the k-th, from 1 (Macrina 2021)."""
 REASONS = ("", "semantic", "size")
 """Why a merge was refused, by the number in a table."""
 

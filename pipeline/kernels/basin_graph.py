@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.geometry import Bbox, Halo
 from pipeline.kernels import _cpp
 from pipeline.kernels.placement import Placement, data_errors, scale_of
-from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.tables import Columns, column
 from pipeline.kernels.threads import require_threads
 from pipeline.kernels.watershed import require_thresholds
 
@@ -99,7 +98,7 @@ def basin_graph(
     Returns
     -------
     BasinGraph
-        The chunk's part of the basin graph; `merge_basin_graphs` adds up the parts.
+        The chunk's part of the basin graph; ids, joins and pairs ascend.
 
     Raises
     ------
@@ -127,30 +126,3 @@ def basin_graph(
             threads,
         )
     return BasinGraph(*columns, scale=scale_of(affinities))
-
-
-def merge_basin_graphs(graphs: Sequence[BasinGraph]) -> BasinGraph:
-    """Merge the basin graphs of disjoint chunks; their order does not matter.
-
-    Raises
-    ------
-    DataError
-        If there are none, or if they differ in scale.
-    """
-    scale = common_scale([g.scale for g in graphs])
-    ids, sizes, faces, joins, pairs, affinities, keys = (
-        np.concatenate([getattr(g, name) for g in graphs])
-        for name in ("ids", "sizes", "faces", "joins", "pairs", "affinities", "keys")
-    )
-    basins, joined = Groups(ids), Groups(joins)
-    edges = Groups(pairs, affinities, keys)
-    return BasinGraph(
-        ids=basins.first(ids),
-        sizes=basins.reduce(np.add, sizes),
-        faces=basins.reduce(np.bitwise_or, faces),
-        joins=joined.first(joins),
-        pairs=edges.first(pairs),
-        affinities=edges.last(affinities),
-        keys=edges.last(keys),
-        scale=scale,
-    )

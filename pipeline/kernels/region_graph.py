@@ -19,7 +19,7 @@ from pipeline.kernels.threads import require_threads
 REGION_GRAPH_HALO = Halo.of(before=1)
 """A chunk owns the faces whose upper voxel it holds; the lower voxel may lie below it."""
 
-SEMANTIC_CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
+CLASSES = ("soma", "axon", "dendrite", "glia", "vessel")
 """What labels 1 to 5 of a semantic volume mean; 0 is unknown."""
 
 
@@ -41,7 +41,7 @@ class RegionGraph(Columns):
     start, stop : int64 array, (n, 3)
         Half-open box around each [voxel].
     classes : uint64 array, (n, 5)
-        Voxels of each of `SEMANTIC_CLASSES`; zeros if there was no semantic volume.
+        Voxels of each of `CLASSES`; zeros if there was no semantic volume.
     faces : uint8 array, (n,)
         Faces that it touches of the chunk that was measured, but for those that are faces
         of the bounds: bit a for the lower face of axis a, bit 3 + a for the upper. Of a
@@ -67,7 +67,7 @@ class RegionGraph(Columns):
     start: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
     stop: NDArray[np.int64] = field(metadata=column(np.int64, "supervoxel", width=3))
     classes: NDArray[np.uint64] = field(
-        metadata=column(np.uint64, "supervoxel", width=len(SEMANTIC_CLASSES))
+        metadata=column(np.uint64, "supervoxel", width=len(CLASSES))
     )
     faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "supervoxel"))
     pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "contact", width=2))
@@ -114,7 +114,7 @@ def region_graph(
     bounds : Bbox
         Bounds of the volume.
     semantics : uint8 array, (x, y, z), or None
-        Label of each voxel: 0 unknown, 1 to 5 the `SEMANTIC_CLASSES`.
+        Label of each voxel: 0 unknown, 1 to 5 the `CLASSES`.
     threads : int
         Threads to share the work; the result does not depend on them.
 

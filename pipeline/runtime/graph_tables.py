@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from pipeline.errors import MissingInputError
 from pipeline.geometry import ChunkKey
 from pipeline.kernels.agglomerate import (
-    CLASSES,
     REASONS,
     MergeHistory,
     Merges,
     Refusals,
 )
-from pipeline.kernels.region_graph import RegionGraph
+from pipeline.kernels.region_graph import CLASSES, RegionGraph
 from pipeline.kernels.relabel import RemapTable
 from pipeline.layers.parquet import ParquetColumn, ParquetTable, Rows
 from pipeline.runtime.run import Run

@@ -333,8 +333,3 @@ class OctreeStage(Stage):
     def root(self) -> Record:
         """Record of the node at the top."""
         return Record(self.output, str(ChunkKey(self.grid.height, 0, 0, 0)))
-
-
-def root_record(layer: str, grid: Grid) -> Record:
-    """Return the record at the top of an octree over a grid."""
-    return Record(layer, str(ChunkKey(grid.height, 0, 0, 0)))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kernels.agglomerate import CLASSES, REASONS, Merges, merge_history
+from pipeline.kernels.agglomerate import REASONS, Merges, merge_history
+from pipeline.kernels.region_graph import CLASSES
 from pipeline.specs import Table
 from pipeline.stages import STAGES
 from pipeline.stages.agglomeration import MERGES, REFUSALS

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from pipeline.kernels.agglomerate import (
-    CLASSES,
     REASONS,
     Clusters,
     Constraints,
@@ -25,6 +24,7 @@ from pipeline.kernels.agglomerate import (
     agglomerate,
     merge_history,
 )
+from pipeline.kernels.region_graph import CLASSES
 
 from .octree import LOWER, UPPER, handed_down, open_faces, rows, swept_up
 

@@ -8,14 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
 from pipeline.geometry import Bbox, Halo, Vec3
 from pipeline.kernels.basin_graph import (
     BASIN_GRAPH_HALO,
     MASKED_BASIN_GRAPH_HALO,
-    BasinGraph,
     basin_graph,
-    merge_basin_graphs,
 )
 from pipeline.kernels.watershed import watershed
 
@@ -176,39 +173,3 @@ def test_background_touches_nothing():
         labels, affinities, box=box, read_box=box, bounds=box, low=0.1, high=0.9
     )
     assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 7
-
-
-def test_merging_keeps_the_greatest_edge_and_adds_sizes():
-    def graph(ids, sizes, faces, pairs, affinities, keys, joins=()):
-        return BasinGraph(
-            np.array(ids, np.uint64),
-            np.array(sizes, np.uint64),
-            np.array(faces, np.uint8),
-            np.array(joins, np.uint64).reshape(-1, 2),
-            np.array(pairs, np.uint64).reshape(-1, 2),
-            np.array(affinities, np.uint64),
-            np.array(keys, np.uint64),
-            255,
-        )
-
-    parts = [
-        graph([1, 2], [10, 20], [0, 33], [[1, 2], [1, 3]], [7, 5], [4, 9], [[2, 3]]),
-        graph([2, 3], [1, 2], [6, 8], [[1, 2], [1, 3]], [7, 6], [3, 2], [[2, 3], [1, 4]]),
-    ]
-    for order in (parts, parts[::-1]):
-        merged = merge_basin_graphs(order)
-        assert merged.ids.tolist() == [1, 2, 3]
-        assert merged.sizes.tolist() == [10, 21, 2]
-        assert merged.faces.tolist() == [0, 39, 8]
-        assert merged.joins.tolist() == [[1, 4], [2, 3]]
-        assert merged.pairs.tolist() == [[1, 2], [1, 3]]
-        assert merged.affinities.tolist() == [7, 6]
-        assert merged.keys.tolist() == [4, 2]
-
-
-def test_refuses_to_merge_other_scales(make_affinities):
-    graphs = [whole(make_affinities(SHAPE, d, seed=1))[1] for d in ("uint8", "float32")]
-    with pytest.raises(DataError, match=r"\[255, 1048576\]"):
-        merge_basin_graphs(graphs)
-    with pytest.raises(DataError, match="at least one"):
-        merge_basin_graphs([])
