@@ -359,7 +359,6 @@ def agglomerate(
     )
     nodes = Groups(every)
     ids = nodes.first(every)
-    members = 1 + nodes.reduce(np.add, all_of("merged"))
     open_faces = nodes.reduce(np.bitwise_or, faces)
     pairs = all_of("pairs")
     contacts = Groups(pairs)
@@ -369,42 +368,44 @@ def agglomerate(
     key = contacts.reduce(np.minimum, all_of("key"))
     inner = np.isin(pairs, ids).all(axis=1)
 
-    rules = Constraints(activation=0) if constraints is None else constraints
-    with data_errors():
-        fates, clusters, kept, merges, refusals = _cpp.agglomerate(
-            ids,
-            nodes.reduce(np.minimum, all_of("names")),
-            nodes.reduce(np.add, all_of("size")),
-            members,
-            nodes.reduce(np.add, all_of("classes")),
-            (open_faces != 0).astype(np.uint8),
-            pairs[inner],
-            affinity[inner],
-            area[inner],
-            key[inner],
-            _steps(threshold),
-            _steps(floor),
-            scale,
-            rules.rules(),
-            absorb,
-        )
-    targets, settled, _ = fates
-    order = np.argsort(clusters[0])
-    left, names, size, total, classes = (c[order] for c in clusters)
-    # The merging side of an open cluster is closed, so its faces are its own.
-    state_faces = open_faces[np.searchsorted(ids, left)]
+    decision = _decided(
+        {
+            "ids": ids,
+            "names": nodes.reduce(np.minimum, all_of("names")),
+            "size": nodes.reduce(np.add, all_of("size")),
+            "merged": nodes.reduce(np.add, all_of("merged")),
+            "classes": nodes.reduce(np.add, all_of("classes")),
+        },
+        (open_faces != 0).astype(np.uint8),
+        {
+            "pairs": pairs[inner],
+            "affinity": affinity[inner],
+            "area": area[inner],
+            "key": key[inner],
+        },
+        threshold=threshold,
+        floor=floor,
+        scale=scale,
+        constraints=constraints,
+        absorb=absorb,
+    )
+    left = decision.clusters
+    order = np.argsort(left["ids"])
+    kept = decision.contacts
     pairs, affinity, area, key = (
-        np.concatenate([mine, theirs[~inner]])
-        for mine, theirs in zip(kept, (pairs, affinity, area, key), strict=True)
+        np.concatenate([kept[name], column[~inner]])
+        for name, column in (
+            ("pairs", pairs),
+            ("affinity", affinity),
+            ("area", area),
+            ("key", key),
+        )
     )
     by_pair = Groups(pairs)
     state = Clusters(
-        ids=left,
-        names=names,
-        size=size,
-        merged=total - np.uint64(1),
-        classes=classes,
-        faces=state_faces,
+        **{name: column[order] for name, column in left.items()},
+        # A cluster that is open is known by the one supervoxel in it that is.
+        faces=open_faces[np.searchsorted(ids, left["ids"][order])],
         pairs=by_pair.first(pairs),
         affinity=by_pair.first(affinity),
         area=by_pair.first(area),
@@ -414,10 +415,16 @@ def agglomerate(
     rows = np.searchsorted(ids, every)
     by_id = np.lexsort((child, every))
     outcomes = Outcomes(
-        every[by_id], child[by_id], targets[rows][by_id], settled[rows][by_id]
+        every[by_id],
+        child[by_id],
+        decision.targets[rows][by_id],
+        decision.settled[rows][by_id],
     )
     return Agglomerated(
-        state, outcomes, Merges(*merges, scale=scale), Refusals(*refusals, scale=scale)
+        state,
+        outcomes,
+        Merges.from_table(decision.parts["merges"]),
+        Refusals.from_table(decision.parts["refusals"]),
     )
 
 
@@ -427,8 +434,8 @@ class MeanLinkage(Linkage):
 
     Parameters
     ----------
-    threshold, floor : float
-        As for `agglomerate`.
+    threshold, least : float
+        Threshold and floor of `agglomerate`.
     constraints : Constraints or None
         What may not merge.
     scale : int
@@ -473,44 +480,15 @@ class MeanLinkage(Linkage):
         self, clusters: Table, is_open: NDArray[np.uint8], contacts: Table
     ) -> Decision:
         """Merge; a contact to an open side waits."""
-        rules = Constraints(activation=0) if self.constraints is None else self.constraints
-        with data_errors():
-            fates, left, kept, merges, refusals = _cpp.agglomerate(
-                clusters["ids"],
-                clusters["names"],
-                clusters["size"],
-                1 + clusters["merged"],
-                clusters["classes"],
-                is_open,
-                contacts["pairs"],
-                contacts["affinity"],
-                contacts["area"],
-                contacts["key"],
-                _steps(self.threshold),
-                self.floor[0],
-                self.scale,
-                rules.rules(),
-                False,
-            )
-        targets, settled, holders = fates
-        ids, names, size, members, classes = left
-        pairs, affinity, area, key = kept
-        return Decision(
-            holders=holders,
-            targets=targets,
-            settled=settled,
-            clusters={
-                "ids": ids,
-                "names": names,
-                "size": size,
-                "merged": members - np.uint64(1),
-                "classes": classes,
-            },
-            contacts={"pairs": pairs, "affinity": affinity, "area": area, "key": key},
-            parts={
-                "merges": Merges(*merges, scale=self.scale).to_table(),
-                "refusals": Refusals(*refusals, scale=self.scale).to_table(),
-            },
+        return _decided(
+            clusters,
+            is_open,
+            contacts,
+            threshold=self.threshold,
+            floor=min(self.least, self.threshold),
+            scale=self.scale,
+            constraints=self.constraints,
+            absorb=False,
         )
 
     def unfinished(self, state: Clusters) -> Unfinished:
@@ -544,6 +522,59 @@ def merge_history(parts: Sequence[Merges]) -> MergeHistory:
     )
     with data_errors():
         return MergeHistory(*_cpp.replay(*columns), scale=scale)
+
+
+def _decided(
+    clusters: Table,
+    is_open: NDArray[np.uint8],
+    contacts: Table,
+    *,
+    threshold: float,
+    floor: float,
+    scale: int,
+    constraints: Constraints | None,
+    absorb: bool,
+) -> Decision:
+    """Merge what can be decided; the columns are those of `Clusters`."""
+    rules = Constraints(activation=0) if constraints is None else constraints
+    with data_errors():
+        fates, left, kept, merges, refusals = _cpp.agglomerate(
+            clusters["ids"],
+            clusters["names"],
+            clusters["size"],
+            1 + clusters["merged"],
+            clusters["classes"],
+            is_open,
+            contacts["pairs"],
+            contacts["affinity"],
+            contacts["area"],
+            contacts["key"],
+            _steps(threshold),
+            _steps(floor),
+            scale,
+            rules.rules(),
+            absorb,
+        )
+    targets, settled, holders = fates
+    ids, names, size, members, classes = left
+    pairs, affinity, area, key = kept
+    return Decision(
+        holders=holders,
+        targets=targets,
+        settled=settled,
+        clusters={
+            "ids": ids,
+            "names": names,
+            "size": size,
+            "merged": members - np.uint64(1),
+            "classes": classes,
+        },
+        contacts={"pairs": pairs, "affinity": affinity, "area": area, "key": key},
+        parts={
+            "merges": Merges(*merges, scale=scale).to_table(),
+            "refusals": Refusals(*refusals, scale=scale).to_table(),
+        },
+    )
 
 
 def _steps(fraction: float) -> int:
