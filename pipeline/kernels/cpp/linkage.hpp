@@ -108,10 +108,20 @@ EM_ROW_KERNEL inline void crossings(const SixEdges& six, const LabelRows& labels
   }
 }
 
-// The greatest edge between each two components. What is near in the volume is met again
-// soon, so a small table that the cache holds stands before the large one.
-class GreatestOfPairs {
+// An edge between two components.
+struct ListedEdge {
+  std::uint32_t a, b;
+  std::uint64_t code;
+};
+
+// Lists the greatest edges between each two components, some of them with lesser ones
+// beside them. What is near in the volume is met again soon, so a table that the cache
+// holds finds most of what is met twice.
+class PairEdges {
  public:
+  // Pairs are told apart in full once the list has `most` entries.
+  explicit PairEdges(std::size_t most) : most_(most) {}
+
   void put(std::uint32_t i, std::uint32_t j, std::uint64_t code) {
     const std::uint64_t pair = std::uint64_t{std::min(i, j)} << 32 | std::max(i, j);
     if (pair == run_.pair) {
@@ -122,21 +132,17 @@ class GreatestOfPairs {
     run_ = {pair, code};
   }
 
-  // Visits each pair, as its lower component << 32 | its upper, with its edge.
-  template <class Visit>
-  void for_each(const Visit& visit) {
+  std::vector<ListedEdge> take() {
     end_run();
-    for (Entry& entry : recent_) {
-      settle(entry);
-      entry = {};
-    }
-    all_.for_each(visit);
+    for (Entry& entry : recent_) settle(entry);
+    if (all_.size() > 0) gather();
+    all_.for_each(
+        [&](std::uint64_t pair, std::uint64_t code) { append({pair, code}); });
+    return std::move(list_);
   }
 
-  std::size_t size() const { return all_.size(); }
-
  private:
-  static constexpr int bits = 12;
+  static constexpr int bits = 14;
   struct Entry {
     std::uint64_t pair = 0, code = 0;
   };
@@ -154,12 +160,27 @@ class GreatestOfPairs {
 
   void settle(const Entry& entry) {
     if (entry.pair == 0) return;
-    std::uint64_t& kept = all_[entry.pair];
-    kept = std::max(kept, entry.code);
+    append(entry);
+    if (list_.size() >= most_) gather();
   }
 
+  void append(const Entry& entry) {
+    list_.push_back({static_cast<std::uint32_t>(entry.pair >> 32),
+                     static_cast<std::uint32_t>(entry.pair), entry.code});
+  }
+
+  void gather() {
+    for (const auto& [a, b, code] : list_) {
+      std::uint64_t& kept = all_[std::uint64_t{a} << 32 | b];
+      kept = std::max(kept, code);
+    }
+    list_.clear();
+  }
+
+  std::size_t most_;
   Entry run_;  // of the last pair, which is often met several times in a row
   std::vector<Entry> recent_ = std::vector<Entry>(std::size_t{1} << bits);
+  std::vector<ListedEdge> list_;
   FlatMap<std::uint64_t> all_;
 };
 
@@ -180,11 +201,6 @@ class SpanningForest {
   }
 
  private:
-  struct ListedEdge {
-    std::uint32_t a, b;
-    std::uint64_t code;
-  };
-
   std::uint32_t component(std::uint32_t basin) const {
     return components_.empty() || basin == no_label ? basin : components_[basin];
   }
@@ -325,29 +341,24 @@ class SpanningForest {
 
   std::vector<ListedEdge> listed(std::size_t slab) const {
     const std::size_t row = steps_[1], plane = steps_[2];
-    GreatestOfPairs greatest;
+    PairEdges edges(plane * chunk_.planes() / 64 / chunk_.slabs + 1024);
     std::vector<std::uint8_t> crossing(row);
     for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
                                     const LabelRows& labels) {
       crossings(six, labels, row, chunk_.low, crossing.data());
       const std::uint64_t at = 3 * (k * plane + j * row);
-      const std::uint32_t* others[3] = {labels.here - 1, labels.below, labels.back};
+      const std::uint32_t* others[3] = {labels.here, labels.below, labels.back};
       const std::uint32_t* affinities[3] = {six.x, six.y, six.z};
       for (std::size_t axis = 0; axis < 3; ++axis) {
         const std::uint32_t *other = others[axis], *affinity = affinities[axis];
+        const std::size_t step = axis == 0 ? 1 : 0;
         for_each_with_bit(crossing.data(), row, axis, [&](std::size_t i) {
-          greatest.put(labels.here[i], other[i],
-                       edge_code::of(affinity[i], at + 3 * i + axis));
+          edges.put(labels.here[i], other[i - step],
+                    edge_code::of(affinity[i], at + 3 * i + axis));
         });
       }
     });
-    std::vector<ListedEdge> list;
-    list.reserve(greatest.size());
-    greatest.for_each([&](std::uint64_t pair, std::uint64_t code) {
-      list.push_back({static_cast<std::uint32_t>(pair >> 32),
-                      static_cast<std::uint32_t>(pair), code});
-    });
-    return list;
+    return edges.take();
   }
 
   // Adds the best edges of the components to the forest and unites what they join.

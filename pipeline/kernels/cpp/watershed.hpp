@@ -40,8 +40,9 @@ inline std::uint32_t ranked(std::uint32_t affinity, std::uint32_t choice) {
 // The choices of the n voxels of a row; `high` gets bit a where the edge to the
 // predecessor along axis a is that high.
 EM_ROW_KERNEL inline void choose(const SixEdges& edges, std::size_t n,
-                                 const Thresholds& thresholds, Choice* choices,
-                                 std::uint8_t* high) {
+                                 const Thresholds& thresholds,
+                                 Choice* __restrict choices,
+                                 std::uint8_t* __restrict high) {
   const auto [x, y, z, upper_y, upper_z] = edges;
   const auto at_least = static_cast<std::uint32_t>(thresholds.high);
   const auto above = static_cast<std::uint32_t>(thresholds.low);
@@ -234,11 +235,9 @@ class BasinScan {
           last = next++;
         }
       } else if (most > least) {
-        const std::uint32_t to_x = last;
-        last = least;
-        if (x != 0) last = unite_roots(parents, last, to_x);
-        if (mask_of(on[i], 1) != 0) last = unite_roots(parents, last, below.y[i]);
-        if (mask_of(on[i], 2) != 0) last = unite_roots(parents, last, below.z[i]);
+        const std::uint32_t third = last ^ below.y[i] ^ below.z[i] ^ least ^ most;
+        last = unite_roots(parents, least, most);
+        if ((on[i] & 7) == 7) last = unite_roots(parents, last, third);
       } else {
         last = least;
       }
@@ -301,21 +300,33 @@ class BasinScan {
   std::vector<std::vector<std::uint8_t>> seams_;
 };
 
+EM_ROW_KERNEL inline void name_voxels(const std::uint32_t* labels, std::size_t n,
+                                      const std::uint32_t* names, std::uint32_t background,
+                                      std::uint64_t base, std::uint64_t* out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t name = names[std::min(labels[i], background)];
+    out[i] = name == no_label ? 0 : base + 1 + name;
+  }
+}
+
 // Writes base + 1 + the name of each voxel's basin over the array whose upper half the
 // 32-bit labels are; 0 where the name is `no_label`. What a part writes lies below what
 // the next part reads, and within the lower half there is nothing to be read.
 inline void widen(std::byte* array, std::size_t n, std::vector<std::uint32_t> names,
                   std::uint64_t base, std::size_t threads) {
-  const std::byte* narrow = array + n * sizeof(std::uint32_t);
   const auto background = static_cast<std::uint32_t>(names.size());
   names.push_back(no_label);
+  const std::byte* narrow = array + n * sizeof(std::uint32_t);
   const auto write = [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      std::uint32_t label;
-      std::memcpy(&label, narrow + i * sizeof label, sizeof label);
-      const std::uint32_t name = names[std::min(label, background)];
-      const std::uint64_t wide = name == no_label ? 0 : base + 1 + name;
-      std::memcpy(array + i * sizeof wide, &wide, sizeof wide);
+    std::array<std::uint32_t, 512> labels;
+    std::array<std::uint64_t, 512> wide;
+    for (std::size_t i = begin; i < end; i += labels.size()) {
+      const std::size_t count = std::min(labels.size(), end - i);
+      std::memcpy(labels.data(), narrow + i * sizeof(std::uint32_t),
+                  count * sizeof(std::uint32_t));
+      name_voxels(labels.data(), count, names.data(), background, base, wide.data());
+      std::memcpy(array + i * sizeof(std::uint64_t), wide.data(),
+                  count * sizeof(std::uint64_t));
     }
   };
   std::size_t done = 0;
