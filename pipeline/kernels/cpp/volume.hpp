@@ -92,7 +92,8 @@ struct Frame {
 
 // Asks for memory that is needed soon: the processor's own guesses end with each page,
 // and a row may be as long as one.
-inline void prefetch([[maybe_unused]] const void* from, [[maybe_unused]] std::size_t n_bytes) {
+inline void prefetch([[maybe_unused]] const void* from,
+                     [[maybe_unused]] std::size_t n_bytes) {
 #if defined(__GNUC__)
   const auto* bytes = static_cast<const std::byte*>(from);
   for (std::size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(bytes + i);
