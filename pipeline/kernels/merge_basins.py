@@ -15,7 +15,7 @@ from pipeline.kernels import _cpp
 from pipeline.kernels.basin_graph import BasinGraph
 from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
-from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.tables import Columns, Groups, column, common_scale, rows_of
 from pipeline.specs import Table
 
 
@@ -180,7 +180,7 @@ def merge_basins(
     inner_pairs, met = _behind(port_ids, port_clusters, cross)
 
     still_open = port_faces != 0
-    clusters_of_open = _cpp.places(ids, port_clusters[still_open])
+    clusters_of_open = rows_of(ids, port_clusters[still_open])
     if (clusters_of_open < 0).any():
         lost = port_clusters[still_open][clusters_of_open < 0][0]
         raise DataError(
@@ -343,6 +343,6 @@ def _behind(
     labels: NDArray[np.uint64],
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return the clusters behind pairs of labels that are known, and which these are."""
-    rows = _cpp.places(port_ids, labels.reshape(-1)).reshape(-1, 2)
+    rows = rows_of(port_ids, labels)
     known: NDArray[np.bool_] = (rows >= 0).all(axis=1)
     return clusters[rows[known]], known

@@ -295,9 +295,12 @@ class SupervoxelTable(DownSweep):
 
     def names(self, targets: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Name basins after their first voxels."""
-        return named_by_first_voxel(
-            targets, basins=self.grid, names=Grid(self.bounds, self.id_chunk)
+        # Many basins are one supervoxel.
+        each, rows = np.unique(targets, return_inverse=True)
+        named = named_by_first_voxel(
+            each, basins=self.grid, names=Grid(self.bounds, self.id_chunk)
         )
+        return named[rows]
 
     def check(self, specs: Specs) -> list[str]:
         """Check that ids can hold the places of all voxels."""
