@@ -344,5 +344,5 @@ def _behind(
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return the clusters behind pairs of labels that are known, and which these are."""
     rows = rows_of(port_ids, labels)
-    known: NDArray[np.bool_] = (rows >= 0).all(axis=1)
+    known = (rows[:, 0] >= 0) & (rows[:, 1] >= 0)
     return clusters[rows[known]], known

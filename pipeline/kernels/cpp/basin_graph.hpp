@@ -383,6 +383,10 @@ class Crossings {
       mark_crossings(six(upper), six(lower), axis, n, thresholds_, kinds.data());
 
       const std::uint64_t* label = labels_ + frame.index(first[0], first[1], first[2]);
+      Vec3 second = first;
+      ++second[u];
+      const std::uint64_t key = 3 * frame.position(first) + axis;
+      const std::uint64_t key_step = 3 * frame.position(second) + axis - key;
       for (std::size_t i = 0; i < n; ++i, label += strides[u]) {
         const std::uint64_t here = *label, below = *(label - strides[axis]);
         if (kinds[i] == 0 || here == 0 || below == 0 || here == below) continue;
@@ -390,10 +394,7 @@ class Crossings {
           put(numbers);
           stretch_ = {here, below, {}};
         }
-        Vec3 at = first;
-        at[u] += static_cast<std::int64_t>(i);
-        stretch_.edge.raise({3 * frame.position(at) + axis, upper.down[i],
-                             kinds[i] == is_on});
+        stretch_.edge.raise({key + i * key_step, upper.down[i], kinds[i] == is_on});
       }
     }
     put(numbers);

@@ -89,10 +89,11 @@ Array<int64_t> places(const Column<uint64_t>& ids, const Column<uint64_t>& keys)
   {
     const nb::gil_scoped_release released;
     const em::Places places(span(ids));
-    std::transform(keys.data(), keys.data() + keys.size(), rows.get(), [&](uint64_t key) {
-      const std::uint32_t row = places.find(key);
-      return row == em::Places::none ? -1 : static_cast<int64_t>(row);
-    });
+    places.each(
+        keys.size(), [&](std::size_t i) { return keys.data()[i]; },
+        [&](std::size_t i, std::uint32_t row) {
+          rows[i] = row == em::Places::none ? -1 : static_cast<int64_t>(row);
+        });
   }
   return owned<int64_t, 1>(std::move(rows), {keys.size()});
 }

@@ -84,8 +84,10 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
   };
 
   const Places places(ids);
-  for (const auto& [a, b] : joins) {
-    const std::uint32_t i = root(places.of(a)), j = root(places.of(b));
+  const auto joined =
+      places.of_pairs(joins.size(), [&](std::size_t i) { return joins[i]; });
+  for (const auto& [a, b] : joined) {
+    const std::uint32_t i = root(a), j = root(b);
     if (i != j) unite(i, j);
   }
   for (Node& node : nodes) node.blocked = node.open;
@@ -93,10 +95,12 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
     std::uint64_t affinity, key;
     std::uint32_t a, b;
   };
+  const auto ends = places.of_pairs(
+      edges.size(), [&](std::size_t i) { return std::array{edges[i].a, edges[i].b}; });
   std::vector<Edge> order;
   order.reserve(edges.size());
-  for (const BasinEdge& edge : edges) {
-    order.push_back({edge.affinity, edge.key, places.of(edge.a), places.of(edge.b)});
+  for (std::size_t i = 0; i < edges.size(); ++i) {
+    order.push_back({edges[i].affinity, edges[i].key, ends[i][0], ends[i][1]});
   }
   sort_descending(order);
   std::vector<Edge> kept;
