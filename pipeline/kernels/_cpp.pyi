@@ -34,8 +34,9 @@ def basin_graph(
     mask: NDArray[np.uint8] | None,
     low: float,
     high: float,
+    large: int | None,
     threads: int,
-) -> tuple[_U64, _U64, NDArray[np.uint8], _U64, _U64, _U64, _U64]: ...
+) -> tuple[_U64, _U64, _U64, _U8, _U64, _U64, _U64, _U64, _U64, _U64, _U64]: ...
 def merge_basins(
     ids: _U64,
     sizes: _U64,
@@ -49,6 +50,7 @@ def merge_basins(
     dust: int,
     forest: bool,
 ) -> tuple[_U64, _U8, _U64, _U64, _U64, _U64]: ...
+def places(ids: _U64, keys: _U64) -> NDArray[np.int64]: ...
 def region_graph(
     labels: _U64,
     affinities: NDArray[Any],

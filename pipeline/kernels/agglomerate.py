@@ -17,7 +17,7 @@ from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
 from pipeline.kernels.region_graph import CLASSES, RegionGraph
 from pipeline.kernels.relabel import RemapTable
-from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.tables import Columns, Groups, column, common_scale, rows_of
 from pipeline.specs import Table
 
 REASONS = ("", "semantic", "size")
@@ -366,7 +366,7 @@ def agglomerate(
     affinity = contacts.reduce(np.add, all_of("affinity"))
     area = contacts.reduce(np.add, all_of("area"))
     key = contacts.reduce(np.minimum, all_of("key"))
-    inner = np.isin(pairs, ids).all(axis=1)
+    inner = (rows_of(ids, pairs) >= 0).all(axis=1)
 
     decision = _decided(
         {

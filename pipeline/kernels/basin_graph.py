@@ -33,28 +33,37 @@ class BasinGraph(Columns):
         Basins, ascending.
     sizes : uint64 array, (n,)
         Voxels of each.
+    anchors : uint64 array, (n,)
+        Place in the volume of the first voxel of each, x fastest.
     faces : uint8 array, (n,)
         Faces of the chunk within the bounds that each touches: bit a for the lower face
         of axis a, bit 3 + a for the upper one.
     joins : uint64 array, (j, 2)
         Pairs, smaller id first, that are one basin of the volume; ascending.
     pairs : uint64 array, (m, 2)
-        Other pairs in contact by an affinity above ``low``, smaller id first; ascending.
+        Pairs within the chunk in contact by an affinity above ``low``, smaller id first;
+        the greatest edge comes first.
     affinities : uint64 array, (m,)
         Fixed-point affinity of the greatest edge between each pair.
     keys : uint64 array, (m,)
         Place of that edge in the order of all edges of equal affinity.
+    cross_pairs, cross_affinities, cross_keys : uint64 arrays
+        The same for pairs across a lower face that are no joins.
     scale : int
         Fixed-point number that stands for an affinity of 1.
     """
 
     ids: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
     sizes: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
+    anchors: NDArray[np.uint64] = field(metadata=column(np.uint64, "basin"))
     faces: NDArray[np.uint8] = field(metadata=column(np.uint8, "basin"))
     joins: NDArray[np.uint64] = field(metadata=column(np.uint64, "join", width=2))
     pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair", width=2))
     affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
     keys: NDArray[np.uint64] = field(metadata=column(np.uint64, "pair"))
+    cross_pairs: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross", width=2))
+    cross_affinities: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross"))
+    cross_keys: NDArray[np.uint64] = field(metadata=column(np.uint64, "cross"))
     scale: int
 
 
@@ -68,6 +77,7 @@ def basin_graph(
     low: float,
     high: float,
     mask: NDArray[Any] | None = None,
+    size_threshold: int | None = None,
     threads: int = 1,
 ) -> BasinGraph:
     """Measure the basins of a chunk and the edges that it owns between them.
@@ -92,13 +102,17 @@ def basin_graph(
         Thresholds that the basins were made with.
     mask : uint8 or bool array, (x, y, z), optional
         That which the basins were made with.
+    size_threshold : int or None
+        Keep only edges by which `merge_basins` with this threshold may merge anything:
+        of those within the chunk between two basins that are not both of this size
+        [voxel] a maximum spanning forest. None keeps the greatest edge of every pair.
     threads : int
         Threads to use; the graph does not depend on it.
 
     Returns
     -------
     BasinGraph
-        The chunk's part of the basin graph; ids, joins and pairs ascend.
+        The chunk's part of the basin graph.
 
     Raises
     ------
@@ -107,7 +121,8 @@ def basin_graph(
     GeometryError
         If the boxes do not fit one another.
     DataError
-        If an array has another dtype or shape, or affinities are NaN or outside [0, 1].
+        If an array has another dtype or shape, or affinities between basins are NaN or
+        outside [0, 1].
     """
     require_thresholds(low, high)
     require_threads(threads)
@@ -123,6 +138,7 @@ def basin_graph(
             None if mask is None else placement.mask(mask),
             low,
             high,
+            size_threshold,
             threads,
         )
     return BasinGraph(*columns, scale=scale_of(affinities))

@@ -9,12 +9,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DataError
 from pipeline.geometry import ALL_FACES
 from pipeline.kernels import _cpp
 from pipeline.kernels.basin_graph import BasinGraph
 from pipeline.kernels.partition import Decision, Linkage, Ranked, Unfinished
 from pipeline.kernels.placement import data_errors
-from pipeline.kernels.tables import Columns, Groups, column, common_scale
+from pipeline.kernels.tables import Columns, Groups, column, common_scale, rows_of
 from pipeline.specs import Table
 
 
@@ -89,37 +90,23 @@ class Outcomes(Columns):
     settled: NDArray[np.uint8] = field(metadata=column(np.uint8, "id"))
 
 
-def open_basins(graph: BasinGraph, *, anchors: NDArray[np.uint64]) -> OpenBasins:
-    """Turn what a chunk measured into the state of a leaf of the octree.
-
-    Parameters
-    ----------
-    graph : BasinGraph
-        Of one chunk.
-    anchors : uint64 array, (n,)
-        Place in the volume of the first voxel of each of its ids.
-    """
-    rows = np.minimum(np.searchsorted(graph.ids, graph.pairs), len(graph.ids) - 1)
-    inside = (
-        (graph.ids[rows] == graph.pairs).all(axis=1)
-        if len(graph.ids)
-        else np.zeros(len(graph.pairs), bool)
-    )
+def open_basins(graph: BasinGraph) -> OpenBasins:
+    """Turn what a chunk measured into the state of a leaf of the octree."""
     port = graph.faces != 0
     return OpenBasins(
         ids=graph.ids,
         sizes=graph.sizes,
-        anchors=anchors,
+        anchors=graph.anchors,
         port_ids=graph.ids[port],
         port_faces=graph.faces[port],
         port_clusters=graph.ids[port],
         joins=graph.joins,
-        pairs=graph.pairs[inside],
-        affinities=graph.affinities[inside],
-        keys=graph.keys[inside],
-        cross_pairs=graph.pairs[~inside],
-        cross_affinities=graph.affinities[~inside],
-        cross_keys=graph.keys[~inside],
+        pairs=graph.pairs,
+        affinities=graph.affinities,
+        keys=graph.keys,
+        cross_pairs=graph.cross_pairs,
+        cross_affinities=graph.cross_affinities,
+        cross_keys=graph.cross_keys,
         scale=graph.scale,
     )
 
@@ -176,11 +163,12 @@ def merge_basins(
     def all_of(name: str) -> NDArray[np.uint64]:
         return np.concatenate([getattr(c, name) for c in children])
 
-    order = np.argsort(all_of("ids"))
+    # Children are in the order of their ids or nearly so, and this sort makes use of it.
+    order = np.argsort(all_of("ids"), kind="stable")
     ids, sizes, anchors = (all_of(name)[order] for name in ("ids", "sizes", "anchors"))
     child = np.repeat(np.array(octants, np.uint8), [len(c.ids) for c in children])[order]
 
-    by_port = np.argsort(all_of("port_ids"))
+    by_port = np.argsort(all_of("port_ids"), kind="stable")
     port_ids, port_clusters = all_of("port_ids")[by_port], all_of("port_clusters")[by_port]
     port_faces = np.concatenate(
         [c.port_faces & np.uint8(o) for c, o in zip(children, outward, strict=True)]
@@ -190,20 +178,17 @@ def merge_basins(
     cross_affinities, cross_keys = all_of("cross_affinities"), all_of("cross_keys")
     inner_joins, joined = _behind(port_ids, port_clusters, joins)
     inner_pairs, met = _behind(port_ids, port_clusters, cross)
-    inner_joins = inner_joins[joined]
-    inner_joins = inner_joins[inner_joins[:, 0] != inner_joins[:, 1]]
-    apart = met & (inner_pairs[:, 0] != inner_pairs[:, 1])
-    pairs = np.concatenate([all_of("pairs"), np.sort(inner_pairs[apart], axis=1)])
-    affinities = np.concatenate([all_of("affinities"), cross_affinities[apart]])
-    keys = np.concatenate([all_of("keys"), cross_keys[apart]])
-    if len(children) > 1:
-        # Of the edges of several children some are between the same clusters.
-        greatest = Groups(pairs, affinities, keys)
-        pairs, affinities, keys = map(greatest.last, (pairs, affinities, keys))
 
     still_open = port_faces != 0
+    clusters_of_open = rows_of(ids, port_clusters[still_open])
+    if (clusters_of_open < 0).any():
+        lost = port_clusters[still_open][clusters_of_open < 0][0]
+        raise DataError(
+            f"a label on a face is part of cluster {lost}, which no child lists; "
+            "merge the records of all children"
+        )
     is_open = np.zeros(len(ids), np.uint8)
-    is_open[np.searchsorted(ids, port_clusters[still_open])] = 1
+    is_open[clusters_of_open] = 1
     with data_errors():
         targets, settled, total, kept, kept_affinities, kept_keys = _cpp.merge_basins(
             ids,
@@ -211,9 +196,9 @@ def merge_basins(
             anchors,
             is_open,
             inner_joins,
-            pairs,
-            affinities,
-            keys,
+            np.concatenate([all_of("pairs"), inner_pairs]),
+            np.concatenate([all_of("affinities"), cross_affinities[met]]),
+            np.concatenate([all_of("keys"), cross_keys[met]]),
             size_threshold,
             dust,
             True,
@@ -226,7 +211,7 @@ def merge_basins(
         anchors=anchors[stands],
         port_ids=port_ids[still_open],
         port_faces=port_faces[still_open],
-        port_clusters=targets[np.searchsorted(ids, port_clusters[still_open])],
+        port_clusters=targets[clusters_of_open],
         joins=joins[~joined],
         pairs=kept,
         affinities=kept_affinities,
@@ -357,9 +342,7 @@ def _behind(
     clusters: NDArray[np.uint64],
     labels: NDArray[np.uint64],
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the clusters behind pairs of labels, and whether both are known."""
-    if len(port_ids) == 0:
-        return labels, np.zeros(len(labels), bool)
-    rows = np.minimum(np.searchsorted(port_ids, labels), len(port_ids) - 1)
-    known: NDArray[np.bool_] = (port_ids[rows] == labels).all(axis=1)
-    return clusters[rows], known
+    """Return the clusters behind pairs of labels that are known, and which these are."""
+    rows = rows_of(port_ids, labels)
+    known = (rows[:, 0] >= 0) & (rows[:, 1] >= 0)
+    return clusters[rows[known]], known

@@ -11,19 +11,6 @@ from pipeline.ids import IdLayout
 _Rows = NDArray[np.int64]
 
 
-def anchors(ids: NDArray[np.uint64], grid: Grid) -> NDArray[np.uint64]:
-    """Return where basins begin, as places in the volume, x fastest.
-
-    Parameters
-    ----------
-    ids : uint64 array, (n,)
-        As `watershed` names them.
-    grid : Grid
-        Chunks that they were made in.
-    """
-    return _linear(_first_voxels(ids, grid), grid.bounds.shape).astype(np.uint64)
-
-
 def named_by_first_voxel(
     ids: NDArray[np.uint64], *, basins: Grid, names: Grid
 ) -> NDArray[np.uint64]:

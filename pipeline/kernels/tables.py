@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.kernels import _cpp
 
 
 def column(dtype: type[np.generic], rows: str, *, width: int = 0) -> dict[str, Any]:
@@ -127,6 +128,25 @@ class Groups:
         """Take the value of the last row of each group."""
         rows: NDArray[Any] = values[self.order[self.ends]]
         return rows
+
+
+def rows_of(ids: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the row of each key in a table of ids, -1 where the table lacks it.
+
+    Parameters
+    ----------
+    ids : uint64 array, (n,)
+        Each once, in any order.
+    keys : uint64 array, any shape
+        Ids to look up; 0 is none.
+
+    Returns
+    -------
+    int64 array, of the shape of the keys
+        Rows.
+    """
+    flat = np.ascontiguousarray(keys).reshape(-1)
+    return _cpp.places(np.ascontiguousarray(ids), flat).reshape(keys.shape)
 
 
 def common_scale(scales: list[int]) -> int:

@@ -25,6 +25,7 @@ from pipeline.kernels.partition import (
     pass_on,
     settle_in,
 )
+from pipeline.kernels.tables import rows_of
 from pipeline.specs import LayerSpec, Partitioned, Read, Record, RecordsSpec, Table
 from pipeline.stages.base import Layer, Specs, Stage, Task, Wave
 
@@ -355,13 +356,11 @@ def _looked_up(
     none = np.zeros(0, np.uint64)
     known = np.concatenate([none, *(t["ids"] for t in tables if t)])
     targets = np.concatenate([none, *(t["targets"] for t in tables if t)])
-    order = np.argsort(known)
-    rows = np.searchsorted(known, ids, sorter=order)
-    found = rows < len(known)
-    found[found] = known[order[rows[found]]] == ids[found]
+    rows = rows_of(known, ids)
+    found = rows >= 0
     if not found.all():
         raise DataError(
             f"{output}: the parent of {key} says nothing of id {ids[~found][0]}; delete "
             f"{output} and the layer of its decisions, and run again"
         )
-    return targets[order[rows]]
+    return targets[rows]

@@ -29,7 +29,7 @@ from pipeline.kernels.merge_basins import (
     merge_basins,
     open_basins,
 )
-from pipeline.kernels.naming import anchors, named_by_first_voxel
+from pipeline.kernels.naming import named_by_first_voxel
 from pipeline.kernels.partition import Unfinished
 from pipeline.kernels.watershed import (
     MASKED_WATERSHED_HALO,
@@ -238,9 +238,10 @@ class BasinGraphs(UpSweep, _Watershed):
             low=self.low,
             high=self.high,
             mask=self.kept(mask, myelin),
+            size_threshold=self.size_threshold,
             threads=task.threads,
         )
-        return open_basins(graph, anchors=anchors(graph.ids, self.grid)).to_table()
+        return open_basins(graph).to_table()
 
     def decide(
         self,
@@ -294,9 +295,12 @@ class SupervoxelTable(DownSweep):
 
     def names(self, targets: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Name basins after their first voxels."""
-        return named_by_first_voxel(
-            targets, basins=self.grid, names=Grid(self.bounds, self.id_chunk)
+        # Many basins are one supervoxel.
+        each, rows = np.unique(targets, return_inverse=True)
+        named = named_by_first_voxel(
+            each, basins=self.grid, names=Grid(self.bounds, self.id_chunk)
         )
+        return named[rows]
 
     def check(self, specs: Specs) -> list[str]:
         """Check that ids can hold the places of all voxels."""

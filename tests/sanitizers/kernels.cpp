@@ -341,18 +341,22 @@ class Case {
     const em::Box read = grown(volume_, box, p_.masked ? 2 : 1, 1);
     const auto labels = cut(volume_, read, labels_);
     const auto mask = cut(volume_, read, volume_.mask);
+    const auto large = random_.chance(0.5) ? std::optional(p_.sizes.threshold) : std::nullopt;
     em::BasinGraph graph;
     const auto result = same(read, [&](const em::Affinities& view, size_t n_threads) {
       graph = em::basin_graph(labels.data(), view, frame(volume_, box, read),
-                              p_.masked ? mask.data() : nullptr, thresholds(view), n_threads);
-      // Rows may come in any order.
+                              p_.masked ? mask.data() : nullptr, thresholds(view), large,
+                              n_threads);
       std::vector<std::array<uint64_t, 5>> rows;
       for (size_t i = 0; i < graph.ids.size(); ++i) {
-        rows.push_back({0, graph.ids[i], graph.sizes[i], graph.faces[i], 0});
+        rows.push_back(
+            {0, graph.ids[i], graph.sizes[i], graph.anchors[i], graph.faces[i]});
       }
       for (const auto& [a, b] : graph.joins) rows.push_back({1, a, b, 0, 0});
       for (const auto& e : graph.edges) rows.push_back({2, e.a, e.b, e.affinity, e.key});
-      std::sort(rows.begin(), rows.end());
+      for (const auto& e : graph.cross_edges) {
+        rows.push_back({3, e.a, e.b, e.affinity, e.key});
+      }
       return rows;
     });
     sum_.add(result);
@@ -371,9 +375,8 @@ class Case {
     }
     for (const em::BasinGraph& graph : graphs) {
       joins.insert(graph.joins.begin(), graph.joins.end());
-      for (const em::BasinEdge& edge : graph.edges) {
-        em::BasinEdge& kept = greatest.try_emplace({edge.a, edge.b}, edge).first->second;
-        if (std::pair(edge.affinity, edge.key) > std::pair(kept.affinity, kept.key)) kept = edge;
+      for (const auto* edges : {&graph.edges, &graph.cross_edges}) {
+        for (const em::BasinEdge& edge : *edges) greatest.try_emplace({edge.a, edge.b}, edge);
       }
     }
     std::vector<uint64_t> ids;

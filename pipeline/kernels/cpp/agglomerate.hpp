@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "flat_map.hpp"
-#include "merge_basins.hpp"
+#include "places.hpp"
 #include "region_graph.hpp"
 
 namespace em {
@@ -152,9 +152,10 @@ inline Agglomeration agglomerate(std::span<const std::uint64_t> ids,
 
   // Neighbours are keyed by 1 + their number, since 0 is not a key.
   const std::size_t n = ids.size();
+  const Places places(ids);
   std::vector<FlatMap<MeanContact>> neighbours(n);
   for (std::size_t k = 0; k < pairs.size(); ++k) {
-    const std::uint32_t i = place_of(pairs[k][0], ids), j = place_of(pairs[k][1], ids);
+    const std::uint32_t i = places.of(pairs[k][0]), j = places.of(pairs[k][1]);
     if (i == j || neighbours[i].find(j + 1ull) != nullptr) {
       throw std::invalid_argument("the contact of " + std::to_string(ids[i]) + " and " +
                                   std::to_string(ids[j]) +

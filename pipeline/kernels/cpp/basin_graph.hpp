@@ -1,304 +1,551 @@
 // What a chunk knows about the basins of the whole volume: how large its parts
 // of them are, which parts across its lower faces are one basin, and the
 // greatest edge between each two.
+//
+// Rows are cut into runs of one label. Sizes come from the runs, and say between which
+// labels an edge can still merge anything: the affinities of other edges are not read.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "disjoint_sets.hpp"
 #include "flat_map.hpp"
+#include "linkage.hpp"
 #include "parallel.hpp"
+#include "runs.hpp"
+#include "sorting.hpp"
 #include "volume.hpp"
 #include "watershed.hpp"
 
 namespace em {
 
-// Gives labels dense numbers from 0 in the order in which they are first seen.
-class DenseLabels {
- public:
-  std::uint32_t of(std::uint64_t label) {
-    if (label == last_label_) return last_;
-    std::uint32_t& number = numbers_[label];  // 0 is new, else 1 + the number
-    if (number == 0) {
-      labels_.push_back(label);
-      number = static_cast<std::uint32_t>(labels_.size());
-    }
-    last_label_ = label;
-    last_ = number - 1;
-    return last_;
-  }
-  const std::vector<std::uint64_t>& labels() const { return labels_; }
-
- private:
-  FlatMap<std::uint32_t> numbers_;
-  std::vector<std::uint64_t> labels_;
-  std::uint64_t last_label_ = 0;
-  std::uint32_t last_ = 0;
-};
-
-// An unordered pair of distinct dense labels as a nonzero key.
-inline std::uint64_t pair_key(std::uint32_t i, std::uint32_t j) {
-  if (i > j) std::swap(i, j);
-  return (static_cast<std::uint64_t>(i) << 32) | j;
-}
-
-// The labels of such a key, smaller label first.
-inline std::array<std::uint64_t, 2> pair_labels(std::uint64_t key,
-                                                const std::vector<std::uint64_t>& labels) {
-  const std::uint64_t a = labels[key >> 32], b = labels[key & 0xFFFFFFFFu];
-  return a < b ? std::array{a, b} : std::array{b, a};
-}
-
 struct BasinEdge {
   std::uint64_t a, b, affinity, key;
 };
 
-inline bool by_pair(const BasinEdge& p, const BasinEdge& q) {
-  return p.a != q.a ? p.a < q.a : p.b < q.b;
+// Puts the greatest edge first.
+template <class Edge>
+void sort_descending(std::vector<Edge>& edges) {
+  const auto descends = [](const Edge& p, const Edge& q) {
+    return p.affinity != q.affinity ? p.affinity > q.affinity : p.key > q.key;
+  };
+  if (std::is_sorted(edges.begin(), edges.end(), descends)) return;
+  sort_by(edges, [](const Edge& edge) { return ~edge.key; });
+  sort_by(edges, [](const Edge& edge) { return ~edge.affinity; });
 }
 
-// Ids, joins and the pairs of edges ascend.
+// Ids and joins ascend, edges descend. Of a pair the smaller label comes first.
 struct BasinGraph {
-  std::vector<std::uint64_t> ids, sizes;
+  std::vector<std::uint64_t> ids, sizes, anchors;  // anchor: place of the first voxel
   // Open faces that each touches: bit a is the lower face of axis a, bit 3 + a the upper.
   std::vector<std::uint8_t> faces;
   std::vector<std::array<std::uint64_t, 2>> joins;
-  std::vector<BasinEdge> edges;
+  std::vector<BasinEdge> edges, cross_edges;  // within the chunk; over its lower faces
 };
 
-// Bit a is set where the edge to the predecessor along axis a is above `low` and joins two
-// labels, bit 3 where a run of voxels with one label begins.
-constexpr std::uint8_t begins_run = 8;
+namespace detail {
 
-EM_ROW_KERNEL inline void mark_changes(const SixEdges& edges, const std::uint64_t* here,
-                                       const std::uint64_t* below,
-                                       const std::uint64_t* back, std::size_t n,
-                                       std::uint32_t low, std::uint8_t* out) {
+constexpr std::uint32_t small_bit = std::uint32_t{1} << 31;
+
+// Bit a is set where two labels, one of them small, meet along axis a. `here` and the rows
+// below it along y and z hold numbers of labels, 0 for background.
+EM_ROW_KERNEL inline void mark_contacts(const std::uint32_t* here,
+                                        const std::uint32_t* below,
+                                        const std::uint32_t* back, std::size_t n,
+                                        std::uint8_t* out) {
+  const auto touch = [](std::uint32_t a, std::uint32_t b) {
+    return (a != b) & (a != 0) & (b != 0) & ((a | b) >= small_bit);
+  };
+  out[0] = 0;
+  for (std::size_t i = 1; i < n; ++i) out[i] = touch(here[i], here[i - 1]) ? 1 : 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const std::uint64_t l = here[i];
-    const bool y = (below[i] != l) & (below[i] != 0) & (l != 0) & (edges.y[i] > low);
-    const bool z = (back[i] != l) & (back[i] != 0) & (l != 0) & (edges.z[i] > low);
-    out[i] = static_cast<std::uint8_t>((y ? 2u : 0u) | (z ? 4u : 0u));
-  }
-  out[0] |= begins_run;
-  for (std::size_t i = 1; i < n; ++i) {
-    const std::uint64_t l = here[i], other = here[i - 1];
-    const bool x = (other != l) & (other != 0) & (l != 0) & (edges.x[i] > low);
-    out[i] |= static_cast<std::uint8_t>((x ? 1u : 0u) | (other != l ? begins_run : 0u));
+    out[i] |= static_cast<std::uint8_t>((touch(here[i], below[i]) ? 2u : 0u) |
+                                        (touch(here[i], back[i]) ? 4u : 0u));
   }
 }
 
-// Measures the basins of a slab of a chunk.
-class BasinMeter {
+// Reads the affinities of single edges; 0 where there is none.
+class EdgeReader {
  public:
-  BasinMeter(const std::uint64_t* labels, const Edges& edges, const Thresholds& thresholds)
-      : labels_(labels), edges_(edges), frame_(edges.frame), thresholds_(thresholds) {}
+  explicit EdgeReader(const Edges& edges) : edges_(edges) {}
 
-  // Voxels, and the edges whose lower voxel is in the chunk too. `slab` is a part of the
-  // core along z.
-  void measure(const Box& slab) {
-    Edges inner = edges_;
-    inner.limits = frame_.core;
-    const auto n = static_cast<std::size_t>(extent(slab)[0]);
-    const auto strides = frame_.strides();
-    const auto low = static_cast<std::uint32_t>(thresholds_.low);
-    std::vector<std::uint8_t> changes(n);
-    for_each_row(inner, slab, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
-      const std::uint64_t* here = labels_ + frame_.index(slab.start[0], y, z);
-      // Without a neighbour there is no edge, and any label will do.
-      const std::uint64_t* below = y > frame_.core.start[1] ? here - strides[1] : here;
-      const std::uint64_t* back = z > frame_.core.start[2] ? here - strides[2] : here;
-      mark_changes(six, here, below, back, n, low, changes.data());
-      const std::uint64_t key = 3 * frame_.position({slab.start[0], y, z});
-      std::size_t begin = 0;
-      std::uint32_t number = 0;
-      const auto end_run = [&](std::size_t end) {
-        if (end > begin && here[begin] != 0) sizes_[number] += end - begin;
-      };
-      for_each_nonzero(changes.data(), n, [&](std::size_t i) {
-        const std::uint8_t bits = changes[i];
-        if (bits & begins_run) {
-          end_run(i);
-          begin = i;
-          if (here[i] != 0) number = number_of(here[i]);
-        }
-        if (bits & 1) put(number, here[i - 1], six.x[i], key + 3 * i);
-        if (bits & 2) put(number, below[i], six.y[i], key + 3 * i + 1);
-        if (bits & 4) put(number, back[i], six.z[i], key + 3 * i + 2);
-      });
-      end_run(n);
-    });
-  }
-
-  // The edges across the lower face of an axis. Which of them are on depends on what
-  // their ends chose.
-  void cross(std::size_t axis) {
-    Box box = frame_.core;
-    if (!frame_.has_lower(box.start, static_cast<int>(axis))) return;
-    const std::int64_t face = box.start[axis];
-    box.start[axis] = face - 1;
-    box.stop[axis] = face + 1;
-    const Vec3 size = extent(box);
-    const auto n = static_cast<std::size_t>(size[0]);
-    const std::size_t steps[3] = {1, n, n * static_cast<std::size_t>(size[1])};
-    const std::size_t step = steps[axis], label_step = frame_.strides()[axis];
-    std::vector<Choice> choices(volume(size));
-    std::vector<std::uint8_t> high(n);
-    std::size_t at = 0;
-    for_each_row(edges_, box, [&](std::int64_t y, std::int64_t z, const SixEdges& six) {
-      choose(six, n, thresholds_, choices.data() + at, high.data());
-      const std::uint32_t* along[3] = {six.x, six.y, six.z};
-      const bool is_upper[3] = {true, y == face, z == face};
-      for (std::size_t i = axis == 0 ? 1 : 0; i < n && is_upper[axis]; ++i) {
-        const std::uint32_t affinity = along[axis][i];
-        if (affinity <= thresholds_.low) continue;
-        const Vec3 v{box.start[0] + static_cast<std::int64_t>(i), y, z};
-        const std::uint64_t* label = labels_ + frame_.index(v[0], y, z);
-        const std::uint64_t other = *(label - label_step);
-        if (*label == 0 || other == 0 || *label == other) continue;
-        const std::uint32_t number = number_of(*label);
-        const bool is_on = affinity >= thresholds_.high ||
-                           choices[at + i] == to_lower(static_cast<int>(axis)) ||
-                           choices[at + i - step] == to_upper(static_cast<int>(axis));
-        if (is_on) {
-          joined_[pair_key(number, number_of(other))] = true;
-        } else {
-          put(number, other, affinity, 3 * frame_.position(v) + axis);
-        }
-      }
-      at += n;
-    });
-  }
-
-  // Which basins touch the open faces of the chunk.
-  void touch() {
-    const Box& core = frame_.core;
-    const auto strides = frame_.strides();
-    for (std::size_t axis = 0; axis < 3; ++axis) {
-      Vec3 last = core.stop;
-      --last[axis];
-      const std::size_t u = axis == 0 ? 1 : 0, v = axis == 2 ? 1 : 2;
-      for (const bool is_upper : {false, true}) {
-        const int a = static_cast<int>(axis);
-        const bool is_open =
-            is_upper ? frame_.has_upper(last, a) : frame_.has_lower(core.start, a);
-        if (!is_open) continue;
-        const auto bit = static_cast<std::uint8_t>(1u << (axis + (is_upper ? 3 : 0)));
-        Vec3 at = core.start;
-        if (is_upper) at[axis] = core.stop[axis] - 1;
-        for (; at[v] < core.stop[v]; ++at[v]) {
-          at[u] = core.start[u];
-          const std::uint64_t* label = labels_ + frame_.index(at[0], at[1], at[2]);
-          for (; at[u] < core.stop[u]; ++at[u], label += strides[u]) {
-            if (*label != 0) faces_[number_of(*label)] |= bit;
-          }
-        }
-      }
+  // Of the edge between a voxel and its predecessor along an axis; the voxel is within
+  // the limits or follows one that is.
+  std::uint32_t operator()(std::size_t axis, const Vec3& v) const {
+    const auto& [start, stop] = edges_.limits;
+    if (v[axis] == start[axis] || v[axis] == stop[axis]) return 0;
+    if (edges_.mask != nullptr) {
+      const std::uint8_t* mask = edges_.mask + edges_.frame.index(v[0], v[1], v[2]);
+      // Of a lower voxel that the array lacks, nothing is known.
+      const auto step = v[axis] == 0 ? 0 : edges_.frame.strides()[axis];
+      if (mask[0] == 0 || *(mask - step) == 0) return 0;
     }
-  }
-
-  // Adds what another has measured.
-  void add(const BasinMeter& other) {
-    std::vector<std::uint32_t> numbers;
-    for (std::size_t i = 0; i < other.sizes_.size(); ++i) {
-      numbers.push_back(number_of(other.dense_.labels()[i]));
-      sizes_[numbers[i]] += other.sizes_[i];
-      faces_[numbers[i]] |= other.faces_[i];
+    const std::byte* from = edges_.affinities.at(v[0], v[1], v[2], axis);
+    switch (edges_.affinities.type) {
+      case AffinityType::uint8:
+        return static_cast<std::uint32_t>(*from);
+      case AffinityType::float16:
+        return read<std::uint16_t>(from);
+      default:
+        return read<std::int32_t>(from);
     }
-    const auto renamed = [&](std::uint64_t pair) {
-      return pair_key(numbers[pair >> 32], numbers[pair & 0xFFFFFFFFu]);
-    };
-    other.joined_.for_each(
-        [&](std::uint64_t pair, bool) { joined_[renamed(pair)] = true; });
-    other.greatest_.for_each([&](std::uint64_t pair, const Greatest& edge) {
-      raise(greatest_[renamed(pair)], edge);
-    });
-  }
-
-  BasinGraph graph() const {
-    BasinGraph graph;
-    std::vector<std::pair<std::uint64_t, std::uint32_t>> order;
-    for (std::uint32_t i = 0; i < sizes_.size(); ++i) {
-      if (sizes_[i] == 0) continue;  // seen only across a lower face
-      order.emplace_back(dense_.labels()[i], i);
-    }
-    std::sort(order.begin(), order.end());
-    for (const auto& [label, i] : order) {
-      graph.ids.push_back(label);
-      graph.sizes.push_back(sizes_[i]);
-      graph.faces.push_back(faces_[i]);
-    }
-    joined_.for_each([&](std::uint64_t pair, bool) {
-      graph.joins.push_back(pair_labels(pair, dense_.labels()));
-    });
-    greatest_.for_each([&](std::uint64_t pair, const Greatest& edge) {
-      if (joined_.find(pair) != nullptr) return;
-      const auto [a, b] = pair_labels(pair, dense_.labels());
-      graph.edges.push_back({a, b, edge.affinity, edge.key});
-    });
-    std::sort(graph.joins.begin(), graph.joins.end());
-    std::sort(graph.edges.begin(), graph.edges.end(), by_pair);
-    return graph;
   }
 
  private:
-  struct Greatest {
-    std::uint64_t affinity = 0, key = 0;
+  template <class T>
+  static std::uint32_t read(const std::byte* from) {
+    const std::int32_t bits = float_bits<T>(from, 0);
+    if (affinity_margin(bits) < 0) {
+      throw std::invalid_argument("affinities hold " +
+                                  std::to_string(std::bit_cast<float>(bits)) +
+                                  " where the watershed takes numbers in [0, 1]; give those "
+                                  "that the basins were made from");
+    }
+    return fixed_point(bits);
+  }
+
+  Edges edges_;
+};
+
+// The planes of a slab of a chunk, as runs of labels; numbers of labels are given in the
+// order in which they are met, and background has 0.
+class BasinRuns {
+ public:
+  BasinRuns(const std::uint64_t* labels, const Frame& frame, const Box& slab)
+      : labels_(labels), frame_(frame), slab_(slab) {}
+
+  void measure() {
+    const Box& core = frame_.core;
+    const auto width = static_cast<std::uint32_t>(extent(core)[0]);
+    std::vector<std::uint32_t> stops(width);
+    const std::uint8_t x_faces[2] = {face(0, false, core.start), face(0, true, last())};
+    for (std::int64_t z = slab_.start[2]; z < slab_.stop[2]; ++z) {
+      for (std::int64_t y = core.start[1]; y < core.stop[1]; ++y) {
+        const Vec3 first{core.start[0], y, z};
+        const std::uint64_t* row = labels_ + frame_.index(first[0], y, z);
+        prefetch(row + frame_.shape[0], y + 1 < core.stop[1] ? width * sizeof *row : 0);
+        const std::size_t count = split(row, width, stops.data());
+        const auto faces = static_cast<std::uint8_t>(
+            face(1, false, first) | face(1, true, first) | face(2, false, first) |
+            face(2, true, first));
+        const std::uint64_t position = frame_.position(first);
+        rows_.push_back(runs_.size());
+        std::uint32_t x = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::uint32_t n = number(row[x], position + x);
+          runs_.push_back({stops[i], n});
+          basins_[n].size += stops[i] - x;
+          basins_[n].faces |= faces;
+          x = stops[i];
+        }
+        basins_[runs_[rows_.back()].number].faces |= x_faces[0];
+        basins_[runs_.back().number].faces |= x_faces[1];
+      }
+    }
+  }
+
+  struct Basin {
+    std::uint64_t label = 0, size = 0;
+    std::uint64_t anchor = std::numeric_limits<std::uint64_t>::max();
+    std::uint8_t faces = 0;
   };
 
-  static void raise(Greatest& kept, const Greatest& edge) {
-    if (edge.affinity > kept.affinity ||
-        (edge.affinity == kept.affinity && edge.key > kept.key)) {
-      kept = edge;
+  std::vector<Basin>& basins() { return basins_; }
+  const Box& slab() const { return slab_; }
+
+  // The number of a label, a new one if it was not met here.
+  std::uint32_t number(std::uint64_t label, std::uint64_t position) {
+    if (label == 0) return 0;
+    return recent_.of(label, [&] {
+      std::uint32_t& n = numbers_[label];
+      if (n == 0) {
+        n = static_cast<std::uint32_t>(basins_.size());
+        basins_.push_back({label, 0, position, 0});
+      }
+      return n;
+    });
+  }
+
+  // Replaces the numbers in runs.
+  void renumber(const std::vector<std::uint32_t>& numbers) {
+    for (Run& run : runs_) run.number = numbers[run.number];
+  }
+
+  // Writes for each voxel of a row what a table says of its number. There is room for 8
+  // numbers after the row.
+  void expand(std::int64_t y, std::int64_t z, const std::uint32_t* table,
+              std::uint32_t* out) const {
+    const auto rows = static_cast<std::size_t>(extent(frame_.core)[1]);
+    const std::size_t row = rows * static_cast<std::size_t>(z - slab_.start[2]) +
+                            static_cast<std::size_t>(y - frame_.core.start[1]);
+    const auto width = static_cast<std::uint32_t>(extent(frame_.core)[0]);
+    const Run* run = runs_.data() + rows_[row];
+    for (std::uint32_t x = 0; x < width; ++run) {
+      const std::uint32_t value = table[run->number];
+      do {
+        std::fill_n(out + x, 8, value);
+        x += 8;
+      } while (x < run->stop);
+      x = run->stop;
     }
   }
 
-  std::uint32_t number_of(std::uint64_t label) {
-    const std::uint32_t number = dense_.of(label);
-    if (number >= sizes_.size()) {
-      sizes_.resize(number + 1);
-      faces_.resize(number + 1);
-    }
-    return number;
+ private:
+  Vec3 last() const {
+    const Vec3& stop = frame_.core.stop;
+    return {stop[0] - 1, stop[1] - 1, stop[2] - 1};
   }
 
-  void put(std::uint32_t number, std::uint64_t other, std::uint32_t affinity,
-           std::uint64_t key) {
-    raise(greatest_[pair_key(number, number_of(other))], {affinity, key});
+  // The bit of a face if it is open and the voxel lies on it.
+  std::uint8_t face(int axis, bool is_upper, const Vec3& v) const {
+    const std::int64_t at = is_upper ? last()[axis] : frame_.core.start[axis];
+    if (v[axis] != at) return 0;
+    const bool is_open = is_upper ? frame_.has_upper(v, axis) : frame_.has_lower(v, axis);
+    return static_cast<std::uint8_t>(is_open ? 1u << (axis + (is_upper ? 3 : 0)) : 0u);
+  }
+
+  const std::uint64_t* labels_;
+  Frame frame_;
+  Box slab_;
+  std::vector<Run> runs_;
+  std::vector<std::size_t> rows_;  // the first run of each
+  std::vector<Basin> basins_ = std::vector<Basin>(1);
+  FlatMap<std::uint32_t> numbers_;
+  Recent<std::uint32_t> recent_;
+};
+
+// The greatest edge between each two labels of a slab, one of them small.
+class GreatestEdges {
+ public:
+  // `below` is the slab below, or null. `numbers` gives each number, with `small_bit`
+  // where the label is small.
+  GreatestEdges(const Edges& edges, std::uint32_t low, const BasinRuns& runs,
+                const BasinRuns* below, const std::vector<std::uint32_t>& numbers)
+      : edges_(edges), low_(low), runs_(runs), below_(below), numbers_(numbers) {}
+
+  void measure() {
+    const Box& core = edges_.frame.core;
+    const auto n = static_cast<std::size_t>(extent(core)[0]);
+    const auto rows = static_cast<std::size_t>(extent(core)[1]);
+    const std::size_t padded = n + 8;
+    const EdgeReader affinity(edges_);
+    std::vector<std::uint32_t> plane(padded * rows), row(padded);
+    std::vector<std::uint8_t> contacts(n);
+    if (below_ != nullptr) {
+      for (std::size_t j = 0; j < rows; ++j) {
+        below_->expand(core.start[1] + static_cast<std::int64_t>(j),
+                       runs_.slab().start[2] - 1, numbers_.data(),
+                       plane.data() + padded * j);
+      }
+    }
+    for (std::int64_t z = runs_.slab().start[2]; z < runs_.slab().stop[2]; ++z) {
+      for (std::size_t j = 0; j < rows; ++j) {
+        const std::int64_t y = core.start[1] + static_cast<std::int64_t>(j);
+        runs_.expand(y, z, numbers_.data(), row.data());
+        std::uint32_t* back = plane.data() + padded * j;
+        // Beside itself a row has no contacts.
+        const std::uint32_t* below = j > 0 ? back - padded : row.data();
+        mark_contacts(row.data(), below, back, n, contacts.data());
+        const std::uint64_t place =
+            3 * n * (rows * static_cast<std::size_t>(z - core.start[2]) + j);
+        for_each_nonzero(contacts.data(), n, [&](std::size_t i) {
+          const Vec3 v{core.start[0] + static_cast<std::int64_t>(i), y, z};
+          const std::uint64_t at = place + 3 * i;
+          if (contacts[i] & 1) put(row[i], row[i - 1], affinity(0, v), at);
+          if (contacts[i] & 2) put(row[i], below[i], affinity(1, v), at + 1);
+          if (contacts[i] & 4) put(row[i], back[i], affinity(2, v), at + 2);
+        });
+        std::copy_n(row.data(), n, back);
+      }
+    }
+  }
+
+  void add(const GreatestEdges& other) {
+    other.greatest_.for_each([&](std::uint64_t pair, std::uint64_t code) {
+      std::uint64_t& kept = greatest_[pair];
+      kept = std::max(kept, code);
+    });
+  }
+
+  // By pair, the smaller number in the upper half; as `edge_code` has them.
+  const FlatMap<std::uint64_t>& edges() const { return greatest_; }
+
+ private:
+  void put(std::uint32_t a, std::uint32_t b, std::uint32_t affinity, std::uint64_t at) {
+    if (affinity <= low_) return;
+    const auto [i, j] = std::minmax({a & ~small_bit, b & ~small_bit});
+    std::uint64_t& kept = greatest_[std::uint64_t{i} << 32 | j];
+    kept = std::max(kept, edge_code::of(affinity, at));
+  }
+
+  Edges edges_;
+  std::uint32_t low_;
+  const BasinRuns& runs_;
+  const BasinRuns* below_;
+  const std::vector<std::uint32_t>& numbers_;
+  FlatMap<std::uint64_t> greatest_;
+};
+
+// What an edge over a face is: nothing, an edge that is not on, or one that is.
+constexpr std::uint8_t is_off = 1, is_on = 2;
+
+// The affinities of the six edges of each voxel of a row, by `Choice` less 1.
+using Edges6 = std::array<const std::uint32_t*, 6>;
+
+// What the edges are that join the voxels of a row on a face to those below it along an
+// axis. Which of them are on depends on what both chose.
+EM_ROW_KERNEL inline void mark_crossings(const Edges6& upper, const Edges6& lower,
+                                         std::size_t axis, std::size_t n,
+                                         const Thresholds& thresholds, std::uint8_t* out) {
+  const auto low = static_cast<std::uint32_t>(thresholds.low);
+  const auto high = static_cast<std::uint32_t>(thresholds.high);
+  const auto down = static_cast<std::uint32_t>(to_lower(static_cast<int>(axis)));
+  const auto up = static_cast<std::uint32_t>(to_upper(static_cast<int>(axis)));
+  const std::uint32_t* across = upper[axis];
+  const auto greatest = [](const Edges6& six, std::size_t i) {
+    return std::max({ranked(six[0][i], 1), ranked(six[1][i], 2), ranked(six[2][i], 3),
+                     ranked(six[3][i], 4), ranked(six[4][i], 5), ranked(six[5][i], 6)});
+  };
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t affinity = across[i];
+    const bool on = (affinity >= high) | (greatest(upper, i) == ranked(affinity, down)) |
+                    (greatest(lower, i) == ranked(affinity, up));
+    out[i] = static_cast<std::uint8_t>(affinity > low ? (on ? is_on : is_off) : 0);
+  }
+}
+
+// What crosses the lower faces of a chunk, by numbers of labels.
+class Crossings {
+ public:
+  Crossings(const std::uint64_t* labels, const Edges& edges, const Thresholds& thresholds)
+      : labels_(labels), edges_(edges), thresholds_(thresholds) {}
+
+  // The edges across the lower face of an axis.
+  void cross(std::size_t axis, BasinRuns& numbers) {
+    const Frame& frame = edges_.frame;
+    const Vec3& start = frame.core.start;
+    if (!frame.has_lower(start, static_cast<int>(axis))) return;
+    // Rows of the face lie along u.
+    const std::size_t u = axis == 0 ? 1 : 0, v = axis == 2 ? 1 : 2;
+    const Vec3 size = extent(frame.core);
+    const auto n = static_cast<std::size_t>(size[u]);
+    const std::array<std::size_t, 3> strides = frame.strides();
+    std::vector<std::uint8_t> kinds(n);
+    // Of either voxel: its edges along the axis, along u with one more at the end, and
+    // along v, and those along v of the row that follows.
+    struct Side {
+      std::vector<std::uint32_t> down, up, along_u, along_v, next_v;
+    };
+    Side upper{}, lower{};
+    const EdgeReader affinity(edges_);
+    const auto read = [&](std::size_t channel, Vec3 at, std::size_t count,
+                          std::vector<std::uint32_t>& row) {
+      row.resize(n + 1);
+      for (std::size_t i = 0; i < count; ++i, ++at[u]) row[i] = affinity(channel, at);
+    };
+    const auto six = [&](const Side& side) {
+      Edges6 edges;
+      edges[axis] = side.down.data();
+      edges[3 + axis] = side.up.data();
+      edges[u] = side.along_u.data();
+      edges[3 + u] = side.along_u.data() + 1;
+      edges[v] = side.along_v.data();
+      edges[3 + v] = side.next_v.data();
+      return edges;
+    };
+    for (Vec3 first = start; first[v] < frame.core.stop[v]; ++first[v]) {
+      for (Side* side : {&upper, &lower}) {
+        Vec3 at = first;
+        at[axis] -= side == &lower ? 1 : 0;
+        read(axis, at, n, side->down);
+        read(u, at, n + 1, side->along_u);
+        if (first[v] == start[v]) {
+          read(v, at, n, side->along_v);
+        } else {
+          side->along_v.swap(side->next_v);
+        }
+        ++at[v];
+        read(v, at, n, side->next_v);
+      }
+      Vec3 beyond = first;
+      ++beyond[axis];
+      read(axis, beyond, n, upper.up);
+      lower.up = upper.down;
+      mark_crossings(six(upper), six(lower), axis, n, thresholds_, kinds.data());
+
+      const std::uint64_t* label = labels_ + frame.index(first[0], first[1], first[2]);
+      Vec3 second = first;
+      ++second[u];
+      const std::uint64_t key = 3 * frame.position(first) + axis;
+      const std::uint64_t key_step = 3 * frame.position(second) + axis - key;
+      for (std::size_t i = 0; i < n; ++i, label += strides[u]) {
+        const std::uint64_t here = *label, below = *(label - strides[axis]);
+        if (kinds[i] == 0 || here == 0 || below == 0 || here == below) continue;
+        if (here != stretch_.here || below != stretch_.below) {
+          put(numbers);
+          stretch_ = {here, below, {}};
+        }
+        stretch_.edge.raise({key + i * key_step, upper.down[i], kinds[i] == is_on});
+      }
+    }
+    put(numbers);
+    stretch_ = {};
+  }
+
+  struct Crossing {
+    std::uint64_t key = 0;
+    std::uint32_t affinity = 0;
+    bool is_join = false;
+
+    void raise(const Crossing& other) {
+      is_join |= other.is_join;
+      if (other.affinity > affinity || (other.affinity == affinity && other.key > key)) {
+        affinity = other.affinity;
+        key = other.key;
+      }
+    }
+  };
+
+  // By pair, the smaller number in the upper half.
+  const FlatMap<Crossing>& all() const { return crossings_; }
+
+ private:
+  void put(BasinRuns& numbers) {
+    if (stretch_.here == 0) return;
+    const auto [a, b] =
+        std::minmax({numbers.number(stretch_.here, 0), numbers.number(stretch_.below, 0)});
+    crossings_[std::uint64_t{a} << 32 | b].raise(stretch_.edge);
   }
 
   const std::uint64_t* labels_;
   Edges edges_;
-  Frame frame_;
   Thresholds thresholds_;
-  DenseLabels dense_;
-  std::vector<std::uint64_t> sizes_;
-  std::vector<std::uint8_t> faces_;
-  FlatMap<Greatest> greatest_;
-  FlatMap<bool> joined_;
+  FlatMap<Crossing> crossings_;
+  // Two labels one after the other, which are looked up once.
+  struct {
+    std::uint64_t here = 0, below = 0;
+    Crossing edge;
+  } stretch_;
 };
 
-// `mask` lies as the labels do and may be null.
+}  // namespace detail
+
+// `mask` lies as the labels do and may be null. With `large`, of the edges within the
+// chunk only those are kept that can merge labels of which not both hold so many voxels: a
+// maximum spanning forest.
 inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& affinities,
                               const Frame& frame, const std::uint8_t* mask,
-                              const Thresholds& thresholds, std::size_t threads) {
+                              const Thresholds& thresholds,
+                              std::optional<std::uint64_t> large, std::size_t threads) {
+  using detail::BasinRuns, detail::GreatestEdges, detail::small_bit;
   const Edges edges{affinities, frame, frame.limits(), mask};
   const auto planes = static_cast<std::size_t>(extent(frame.core)[2]);
   const std::size_t slabs = std::min(threads, planes);
-  std::vector<BasinMeter> meters(slabs, BasinMeter(labels, edges, thresholds));
-  in_parallel(slabs, threads, [&](std::size_t i) {
+  std::vector<BasinRuns> runs;
+  for (std::size_t i = 0; i < slabs; ++i) {
+    const std::int64_t start = frame.core.start[2];
     Box slab = frame.core;
-    const std::int64_t start = slab.start[2];
     slab.start[2] = start + static_cast<std::int64_t>(piece_start(planes, slabs, i));
     slab.stop[2] = start + static_cast<std::int64_t>(piece_start(planes, slabs, i + 1));
-    meters[i].measure(slab);
-  });
-  for (std::size_t i = 1; i < slabs; ++i) meters[0].add(meters[i]);
-  for (std::size_t axis = 0; axis < 3; ++axis) meters[0].cross(axis);
-  meters[0].touch();
-  return meters[0].graph();
+    runs.emplace_back(labels, frame, slab);
+  }
+  in_parallel(slabs, threads, [&](std::size_t i) { runs[i].measure(); });
+  std::vector<BasinRuns::Basin>& basins = runs[0].basins();
+  for (std::size_t i = 1; i < slabs; ++i) {
+    std::vector<std::uint32_t> numbers{0};
+    for (std::size_t j = 1; j < runs[i].basins().size(); ++j) {
+      const BasinRuns::Basin& part = runs[i].basins()[j];
+      numbers.push_back(runs[0].number(part.label, part.anchor));
+      basins[numbers[j]].size += part.size;
+      basins[numbers[j]].faces |= part.faces;
+    }
+    runs[i].renumber(numbers);
+  }
+
+  const auto n = static_cast<std::uint32_t>(basins.size());  // later ones are not held
+  if (n >= small_bit) {
+    throw std::invalid_argument("a chunk with " + std::to_string(n) +
+                                " labels is too large; use at most 2^31 - 1");
+  }
+  std::vector<std::uint32_t> numbers(n);
+  for (std::uint32_t i = 1; i < n; ++i) {
+    numbers[i] = i | (!large || basins[i].size < *large ? small_bit : 0);
+  }
+  std::vector<GreatestEdges> slab_edges;
+  for (std::size_t i = 0; i < slabs; ++i) {
+    slab_edges.emplace_back(edges, static_cast<std::uint32_t>(thresholds.low), runs[i],
+                            i == 0 ? nullptr : &runs[i - 1], numbers);
+  }
+  in_parallel(slabs, threads, [&](std::size_t i) { slab_edges[i].measure(); });
+  for (std::size_t i = 1; i < slabs; ++i) slab_edges[0].add(slab_edges[i]);
+  detail::Crossings crossings(labels, edges, thresholds);
+  for (std::size_t axis = 0; axis < 3; ++axis) crossings.cross(axis, runs[0]);
+
+  BasinGraph graph;
+  std::vector<std::uint32_t> order;
+  for (std::uint32_t i = 1; i < n; ++i) order.push_back(i);
+  sort_by(order, [&](std::uint32_t i) { return basins[i].label; });
+  for (const std::uint32_t i : order) {
+    graph.ids.push_back(basins[i].label);
+    graph.sizes.push_back(basins[i].size);
+    graph.anchors.push_back(basins[i].anchor);
+    graph.faces.push_back(basins[i].faces);
+  }
+
+  const auto labels_of = [&](std::uint64_t pair) {
+    const std::uint64_t a = basins[pair >> 32].label;
+    const std::uint64_t b = basins[pair & 0xFFFFFFFFu].label;
+    return a < b ? std::array{a, b} : std::array{b, a};
+  };
+  struct Edge {
+    std::uint64_t pair, code;
+  };
+  std::vector<Edge> inner;
+  inner.reserve(slab_edges[0].edges().size());
+  slab_edges[0].edges().for_each(
+      [&](std::uint64_t pair, std::uint64_t code) { inner.push_back({pair, code}); });
+  sort_by(inner, [](const Edge& edge) { return ~edge.code; });
+  DisjointSets sets(large ? n : 0);
+  const Vec3 size = extent(frame.core);
+  const auto row = static_cast<std::uint64_t>(size[0]);
+  const std::uint64_t plane = row * static_cast<std::uint64_t>(size[1]);
+  for (const auto& [pair, code] : inner) {
+    if (large) {
+      const std::uint32_t i = sets.find(static_cast<std::uint32_t>(pair >> 32));
+      const std::uint32_t j = sets.find(static_cast<std::uint32_t>(pair));
+      if (i == j) continue;
+      sets.unite(i, j);
+    }
+    const auto [a, b] = labels_of(pair);
+    const std::uint64_t place = edge_code::place(code);
+    const Vec3 v{frame.core.start[0] + static_cast<std::int64_t>(place % row),
+                 frame.core.start[1] + static_cast<std::int64_t>(place % plane / row),
+                 frame.core.start[2] + static_cast<std::int64_t>(place / plane)};
+    graph.edges.push_back({a, b, code >> edge_code::place_bits,
+                           3 * frame.position(v) + edge_code::axis(code)});
+  }
+  crossings.all().for_each(
+      [&](std::uint64_t pair, const detail::Crossings::Crossing& crossing) {
+        const auto [a, b] = labels_of(pair);
+        if (crossing.is_join) {
+          graph.joins.push_back({a, b});
+        } else {
+          graph.cross_edges.push_back({a, b, crossing.affinity, crossing.key});
+        }
+      });
+  sort_by(graph.joins, [](const auto& pair) { return pair[1]; });
+  sort_by(graph.joins, [](const auto& pair) { return pair[0]; });
+  sort_descending(graph.cross_edges);
+  return graph;
 }
 
 }  // namespace em

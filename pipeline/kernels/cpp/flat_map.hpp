@@ -24,6 +24,13 @@ class FlatMap {
     return slot.key == key ? &slot.value : nullptr;
   }
 
+  // Tells the memory that a key is about to be looked up.
+  void prefetch([[maybe_unused]] std::uint64_t key) const {
+#if defined(__GNUC__)
+    if (!slots_.empty()) __builtin_prefetch(&slots_[home(key)]);
+#endif
+  }
+
   // The value of a key, made anew if the key is new; valid until the next insertion.
   Value& operator[](std::uint64_t key) {
     if (2 * (size_ + 1) > slots_.size()) grow();

@@ -4,28 +4,17 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
-#include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "basin_graph.hpp"
-#include "disjoint_sets.hpp"
+#include "places.hpp"
+#include "sorting.hpp"
 
 namespace em {
-
-// The place of an id in a sorted list of ids.
-inline std::uint32_t place_of(std::uint64_t id, std::span<const std::uint64_t> ids) {
-  const auto found = std::lower_bound(ids.begin(), ids.end(), id);
-  if (found == ids.end() || *found != id) {
-    throw std::invalid_argument("the graph refers to id " + std::to_string(id) +
-                                ", which its table of nodes lacks; merge the records of "
-                                "all chunks first");
-  }
-  return static_cast<std::uint32_t>(found - ids.begin());
-}
 
 // Edges from this affinity on join two parts of one basin, whatever their size.
 constexpr std::uint64_t join_affinity = 1ull << 63;
@@ -39,7 +28,7 @@ struct MergedBasins {
   std::vector<std::uint64_t> targets;  // of each id: the id its cluster is called after
   std::vector<std::uint64_t> sizes;    // of each id: of its cluster
   std::vector<std::uint8_t> settled;   // of each id: nothing outside can change its cluster
-  std::vector<BasinEdge> edges;        // between clusters, not decided here; by pair
+  std::vector<BasinEdge> edges;        // between clusters, not decided here; descending
 };
 
 // `ids` ascend. Edges join in descending order unless both sides hold
@@ -58,58 +47,80 @@ struct MergedBasins {
 inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
                                  std::span<const Basin> basins,
                                  std::span<const std::array<std::uint64_t, 2>> joins,
-                                 std::vector<BasinEdge> edges,
+                                 std::span<const BasinEdge> edges,
                                  std::uint64_t size_threshold, std::uint64_t dust,
                                  bool forest = true) {
-  const std::size_t n = ids.size();
-  DisjointSets sets(n), tentative(n);
-  std::vector<std::uint64_t> size(n);
-  std::vector<std::uint32_t> first(n);  // of each root: the member that begins first
-  std::vector<std::uint8_t> open(n), blocked, waits(n, 0);
+  const auto n = static_cast<std::uint32_t>(ids.size());
+  // What is asked of a cluster at one time lies together. All but the parents counts at
+  // roots; `first` is the member that begins first.
+  struct Node {
+    std::uint64_t size;
+    std::uint32_t parent, tentative, first;
+    bool open, blocked, waits;
+  };
+  std::vector<Node> nodes(n);
   for (std::uint32_t i = 0; i < n; ++i) {
-    size[i] = basins[i].size;
-    open[i] = basins[i].open;
-    first[i] = i;
+    nodes[i] = {basins[i].size, i, i, i, basins[i].open, false, false};
   }
+  const auto find = [&](std::uint32_t Node::*parent, std::uint32_t i) {
+    while (nodes[i].*parent != i) i = nodes[i].*parent = nodes[nodes[i].*parent].*parent;
+    return i;
+  };
+  const auto link = [&](std::uint32_t Node::*parent, std::uint32_t i, std::uint32_t j) {
+    i = find(parent, i);
+    j = find(parent, j);
+    nodes[std::max(i, j)].*parent = std::min(i, j);
+  };
+  const auto root = [&](std::uint32_t i) { return find(&Node::parent, i); };
   const auto unite = [&](std::uint32_t i, std::uint32_t j) {
-    const std::uint32_t root = sets.unite(i, j);
-    size[root] = size[i] + size[j];
-    open[root] = open[i] | open[j];
-    first[root] = basins[first[i]].anchor < basins[first[j]].anchor ? first[i] : first[j];
-    tentative.unite(i, j);
-    return root;
+    Node &kept = nodes[std::min(i, j)], &dropped = nodes[std::max(i, j)];
+    if (basins[dropped.first].anchor < basins[kept.first].anchor) kept.first = dropped.first;
+    kept.size += dropped.size;
+    kept.open |= dropped.open;
+    kept.blocked |= dropped.blocked;
+    kept.waits |= dropped.waits;
+    dropped.parent = std::min(i, j);
+    link(&Node::tentative, i, j);
   };
 
-  for (const auto& [a, b] : joins) {
-    const std::uint32_t i = sets.find(place_of(a, ids)), j = sets.find(place_of(b, ids));
+  const Places places(ids);
+  const auto joined =
+      places.of_pairs(joins.size(), [&](std::size_t i) { return joins[i]; });
+  for (const auto& [a, b] : joined) {
+    const std::uint32_t i = root(a), j = root(b);
     if (i != j) unite(i, j);
   }
-  blocked = open;
-  std::sort(edges.begin(), edges.end(), [](const BasinEdge& p, const BasinEdge& q) {
-    return p.affinity != q.affinity ? p.affinity > q.affinity : p.key > q.key;
-  });
-  std::vector<BasinEdge> kept;
-  for (const BasinEdge& edge : edges) {
-    const std::uint32_t i = sets.find(place_of(edge.a, ids));
-    const std::uint32_t j = sets.find(place_of(edge.b, ids));
+  for (Node& node : nodes) node.blocked = node.open;
+  struct Edge {
+    std::uint64_t affinity, key;
+    std::uint32_t a, b;
+  };
+  const auto ends = places.of_pairs(
+      edges.size(), [&](std::size_t i) { return std::array{edges[i].a, edges[i].b}; });
+  std::vector<Edge> order;
+  order.reserve(edges.size());
+  for (std::size_t i = 0; i < edges.size(); ++i) {
+    order.push_back({edges[i].affinity, edges[i].key, ends[i][0], ends[i][1]});
+  }
+  sort_descending(order);
+  std::vector<Edge> kept;
+  for (const Edge& edge : order) {
+    const std::uint32_t i = root(edge.a), j = root(edge.b);
     if (i == j) continue;
+    Node &one = nodes[i], &two = nodes[j];
     const bool joins_parts = edge.affinity >= join_affinity;
-    const bool i_large = !joins_parts && size[i] >= size_threshold;
-    const bool j_large = !joins_parts && size[j] >= size_threshold;
-    if (i_large && j_large) continue;
-    const bool i_free = !blocked[i], j_free = !blocked[j];
-    if ((i_free && j_free) || (i_large && j_free) || (j_large && i_free)) {
-      const std::uint8_t stays = static_cast<std::uint8_t>(blocked[i] | blocked[j]);
-      const std::uint8_t waiting = static_cast<std::uint8_t>(waits[i] | waits[j]);
-      const std::uint32_t root = unite(i, j);
-      blocked[root] = stays;
-      waits[root] = waiting;
+    const bool one_is_large = !joins_parts && one.size >= size_threshold;
+    const bool two_is_large = !joins_parts && two.size >= size_threshold;
+    if (one_is_large && two_is_large) continue;
+    if ((!one.blocked && !two.blocked) || (one_is_large && !two.blocked) ||
+        (two_is_large && !one.blocked)) {
+      unite(i, j);
       continue;
     }
-    blocked[i] = blocked[j] = 1;
-    if (forest && tentative.find(i) == tentative.find(j)) continue;
-    tentative.unite(i, j);
-    waits[i] = waits[j] = 1;
+    one.blocked = two.blocked = true;
+    if (forest && find(&Node::tentative, i) == find(&Node::tentative, j)) continue;
+    link(&Node::tentative, i, j);
+    one.waits = two.waits = true;
     kept.push_back(edge);
   }
 
@@ -118,18 +129,16 @@ inline MergedBasins merge_basins(std::span<const std::uint64_t> ids,
   merged.sizes.resize(n);
   merged.settled.resize(n);
   for (std::uint32_t i = 0; i < n; ++i) {
-    const std::uint32_t root = sets.find(i);
-    merged.settled[i] = !open[root] && !waits[root];
-    merged.sizes[i] = size[root];
-    merged.targets[i] = merged.settled[i] && size[root] < dust ? 0 : ids[first[root]];
+    const Node& node = nodes[root(i)];
+    merged.settled[i] = !node.open && !node.waits;
+    merged.sizes[i] = node.size;
+    merged.targets[i] = merged.settled[i] && node.size < dust ? 0 : ids[node.first];
   }
-  for (BasinEdge edge : kept) {
-    edge.a = ids[first[sets.find(place_of(edge.a, ids))]];
-    edge.b = ids[first[sets.find(place_of(edge.b, ids))]];
-    if (edge.a > edge.b) std::swap(edge.a, edge.b);
-    merged.edges.push_back(edge);
+  merged.edges.reserve(kept.size());
+  for (const auto& [affinity, key, a, b] : kept) {
+    const auto [low, high] = std::minmax(ids[nodes[root(a)].first], ids[nodes[root(b)].first]);
+    merged.edges.push_back({low, high, affinity, key});
   }
-  std::sort(merged.edges.begin(), merged.edges.end(), by_pair);
   return merged;
 }
 

@@ -61,9 +61,11 @@ def test_graph_is_that_of_the_definition(make_affinities, dtype, levels):
         == greatest
     )
     assert graph.joins.shape == (0, 2)
-    ids, sizes = np.unique(labels[labels > 0], return_counts=True)
-    np.testing.assert_array_equal(graph.ids, ids)
-    np.testing.assert_array_equal(graph.sizes, sizes)
+    flat = labels.reshape(-1, order="F")
+    ids, first, sizes = np.unique(flat, return_index=True, return_counts=True)
+    np.testing.assert_array_equal(graph.ids, ids[ids > 0])
+    np.testing.assert_array_equal(graph.sizes, sizes[ids > 0])
+    np.testing.assert_array_equal(graph.anchors, first[ids > 0])
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,10 +77,20 @@ def test_graph_is_that_of_the_definition(make_affinities, dtype, levels):
     seed=st.integers(0, 2**32),
     limits=st.sampled_from([(0.0, 2.0), (0.3, 0.97), (0.6, 0.7)]),
     is_masked=st.booleans(),
+    size_threshold=st.sampled_from([0, 2, 10, 40, 10**6]),
     threads=st.integers(1, 4),
 )
 def test_chunk_of_a_volume(
-    make_affinities, shape, cuts, dtype, levels, seed, limits, is_masked, threads
+    make_affinities,
+    shape,
+    cuts,
+    dtype,
+    levels,
+    seed,
+    limits,
+    is_masked,
+    size_threshold,
+    threads,
 ):
     low, high = limits
     bounds = Bbox.of_shape(shape, Vec3(7, -3, 11))
@@ -106,13 +118,15 @@ def test_chunk_of_a_volume(
     near = Halo.of(before=1)
     chosen = voxels(bounds.intersection(box.grown(near)))
     _, on = switched_on(edges, chosen, low * scale, high * scale)
-    sizes, faces, joins, greatest = Counter(), Counter(), set(), {}
+    sizes, faces, joins, greatest, cross = Counter(), Counter(), set(), {}, {}
+    anchors = {}
     place = {v: i for i, v in enumerate(voxels(bounds))}
     for v in voxels(box):
         label = int(labels[tuple(np.subtract(v, read_box.start.astuple()))])
         if label == 0:
             continue
         sizes[label] += 1
+        anchors.setdefault(label, place[v])
         for axis in range(3):
             lower, upper = (c.astuple()[axis] for c in (box.start, box.stop))
             first, last = (c.astuple()[axis] for c in (bounds.start, bounds.stop))
@@ -130,16 +144,59 @@ def test_chunk_of_a_volume(
                 joins.add(pair)
             else:
                 edge = (code, 3 * place[v] + axis)
-                greatest[pair] = max(greatest.get(pair, edge), edge)
+                kept = cross if v[axis] == lower else greatest
+                kept[pair] = max(kept.get(pair, edge), edge)
     assert dict(zip(graph.ids.tolist(), graph.sizes.tolist(), strict=True)) == sizes
     assert dict(zip(graph.ids.tolist(), graph.faces.tolist(), strict=True)) == faces
     assert graph.joins.tolist() == sorted(map(list, joins))
     for pair in joins:
-        greatest.pop(pair, None)
-    assert graph.pairs.tolist() == sorted(map(list, greatest))
-    expected = [greatest[pair] for pair in sorted(greatest)]
-    found = zip(graph.affinities.tolist(), graph.keys.tolist(), strict=True)
-    assert list(found) == expected
+        cross.pop(pair, None)
+    assert dict(zip(graph.ids.tolist(), graph.anchors.tolist(), strict=True)) == anchors
+    columns = (graph.pairs, graph.affinities, graph.keys)
+    assert rows(*columns) == descending(greatest)
+    columns = (graph.cross_pairs, graph.cross_affinities, graph.cross_keys)
+    assert rows(*columns) == descending(cross)
+
+    forest = basin_graph(
+        labels,
+        affinities,
+        low=low,
+        high=high,
+        mask=mask,
+        threads=threads,
+        **boxes,
+        size_threshold=size_threshold,
+    )
+    kept = descending(
+        {
+            pair: edge
+            for pair, edge in greatest.items()
+            if min(map(sizes.get, pair)) < size_threshold
+        }
+    )
+    assert rows(forest.pairs, forest.affinities, forest.keys) == spanning_forest(kept)
+    for name in ("ids", "sizes", "anchors", "faces", "joins", "cross_pairs", "cross_keys"):
+        np.testing.assert_array_equal(getattr(forest, name), getattr(graph, name))
+
+
+def rows(pairs, affinities, keys):
+    """Return edges as (affinity, key, smaller id, greater id)."""
+    return list(zip(affinities.tolist(), keys.tolist(), *pairs.T.tolist(), strict=True))
+
+
+def descending(greatest):
+    return sorted(((*edge, *pair) for pair, edge in greatest.items()), reverse=True)
+
+
+def spanning_forest(edges):
+    """Take edges in order, but for those that close a cycle."""
+    parts, kept = {}, []
+    for *edge, a, b in edges:
+        one, two = parts.get(a, {a}), parts.get(b, {b})
+        if one is not two and one != two:
+            kept.append((*edge, a, b))
+            parts |= dict.fromkeys(one | two, one | two)
+    return kept
 
 
 def test_a_basin_cut_by_a_face_is_joined():
@@ -172,4 +229,4 @@ def test_background_touches_nothing():
     graph = basin_graph(
         labels, affinities, box=box, read_box=box, bounds=box, low=0.1, high=0.9
     )
-    assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 7
+    assert [len(c) for c in graph.to_table().values() if c.ndim] == [0] * 11

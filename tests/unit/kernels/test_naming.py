@@ -1,4 +1,4 @@
-"""Names of supervoxels, and the places that they say, against the voxels themselves."""
+"""Names of supervoxels against the voxels themselves."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.errors import GeometryError
 from pipeline.geometry import Bbox, ChunkKey, Grid, Vec3
 from pipeline.ids import IdLayout
-from pipeline.kernels.naming import anchors, named_by_first_voxel
+from pipeline.kernels.naming import named_by_first_voxel
 
 EXTENTS = st.builds(Vec3, *[st.integers(1, 9)] * 3)
 STARTS = st.builds(Vec3, *[st.integers(-20, 20)] * 3)
@@ -30,15 +30,12 @@ def every_voxel(shape):
 
 
 @given(EXTENTS, EXTENTS, EXTENTS, STARTS)
-def test_a_basin_says_where_it_begins_and_takes_the_name_of_that_place(
-    shape, chunk, names, start
-):
+def test_a_basin_takes_the_name_of_the_place_where_it_begins(shape, chunk, names, start):
     """Chunks that the bounds cut short included, and a grid for names that is another."""
     bounds = Bbox.of_shape(shape, start)
     basins, named = Grid(bounds, chunk), Grid(bounds, names)
     voxels = list(every_voxel(shape))
     ids = np.array([basin_at(v, basins) for v in voxels], np.uint64)
-    assert anchors(ids, basins).tolist() == list(range(shape.product))
     layout = IdLayout.of_grid(named)
     expected = []
     for voxel in voxels:
@@ -58,7 +55,6 @@ def test_background_stays_background():
     assert found.tolist() == [0, IdLayout.of_grid(whole).base(Vec3(0, 0, 0)) + 3, 0]
     nothing = np.zeros(0, np.uint64)
     assert named_by_first_voxel(nothing, basins=grid, names=whole).tolist() == []
-    assert anchors(nothing, grid).tolist() == []
 
 
 def test_a_grid_of_names_that_ids_cannot_hold_is_refused():
