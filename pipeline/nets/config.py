@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,12 +26,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Architecture(_Strict):
-    """The net.
+class RSUNetArchitecture(_Strict):
+    """The residual symmetric U-Net.
 
     Parameters
     ----------
-    name : {"rsunet"}
+    name : "rsunet"
         Which net.
     widths : tuple of int
         Channels at each depth, finest first.
@@ -45,10 +45,71 @@ class Architecture(_Strict):
     fold: Vec3 = Vec3(1, 1, 1)
 
     @property
+    def values_per_voxel(self) -> float:
+        """Values of the net's largest tensor for each voxel of the patch."""
+        return max(
+            width / 4.0**depth / self.fold.product
+            for depth, width in enumerate(self.widths)
+        )
+
+    @property
     def granule(self) -> Vec3:
         """Extent that a patch must divide by: the fold, and every pooling in x and y."""
         pooled = 2 ** (len(self.widths) - 1)
         return self.fold * Vec3(pooled, pooled, 1)
+
+
+Architecture: TypeAlias = RSUNetArchitecture
+"""Every net that there is; `name` says which."""
+
+NEAREST = (Vec3(1, 0, 0), Vec3(0, 1, 0), Vec3(0, 0, 1))
+"""Offsets of affinities to the predecessors along x, y and z."""
+
+
+class Head(_Strict):
+    """Some channels of the output that belong together.
+
+    Parameters
+    ----------
+    name : str
+        What it gives, such as "affinities", "myelin" or "semantic".
+    kind : {"affinities", "masks", "classes"}
+        What its channels mean. Affinities and masks are probabilities by themselves; of
+        classes one is true, and their probabilities add up to 1.
+    offsets : tuple of Vec3
+        Of affinities: channel i says whether a voxel and that at minus `offsets[i]` share a
+        cell [voxel].
+    channels : tuple of str
+        Of masks and classes: what each channel says.
+    """
+
+    name: str
+    kind: Literal["affinities", "masks", "classes"]
+    offsets: tuple[Vec3, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.offsets or self.channels)
+
+    @model_validator(mode="after")
+    def _channels_are_named(self) -> Self:
+        given, wanted = (
+            (self.channels, self.offsets)
+            if self.kind == "affinities"
+            else (self.offsets, self.channels)
+        )
+        if given or not wanted:
+            raise ValueError(
+                f"head {self.name} of {self.kind} has offsets {self.offsets} and channels "
+                f"{self.channels}; give offsets for affinities and else channels"
+            )
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(
+                f"head {self.name} names a channel twice in {wanted}; name each once"
+            )
+        return self
 
 
 class Normalisation(_Strict):
@@ -97,8 +158,10 @@ class ModelConfig(_Strict):
     ----------
     name : str
         The model's name, that of its folder.
-    channels : tuple of str
-        What each output channel means; for affinities the axis of the predecessor.
+    inputs : tuple of str
+        What the channels of the input are; the first is the image.
+    head : tuple of Head
+        What comes out, in the order of the channels.
     voxel_size_nm : (x, y, z)
         Voxel that the net was trained at [nm].
     weights : str
@@ -110,7 +173,8 @@ class ModelConfig(_Strict):
     """
 
     name: str
-    channels: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[str, ...] = Field(default=("image",), min_length=1)
+    head: tuple[Head, ...] = Field(min_length=1)
     voxel_size_nm: tuple[float, float, float]
     weights: str = "weights.safetensors"
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
@@ -118,13 +182,44 @@ class ModelConfig(_Strict):
     normalisation: Normalisation
     inference: Inference
 
+    @property
+    def width(self) -> int:
+        """Number of output channels, of all heads."""
+        return sum(head.width for head in self.head)
+
+    def channels_of(self, name: str) -> slice:
+        """Return which output channels are a head's.
+
+        Raises
+        ------
+        ModelError
+            If there is no such head; lists those that there are.
+        """
+        start = 0
+        for head in self.head:
+            if head.name == name:
+                return slice(start, start + head.width)
+            start += head.width
+        names = ", ".join(head.name for head in self.head)
+        raise ModelError(
+            f"model {self.name} has no head {name}; it gives {names}: take one of them or "
+            "another model"
+        )
+
+    @model_validator(mode="after")
+    def _heads_have_names_of_their_own(self) -> Self:
+        names = [head.name for head in self.head]
+        if len(set(names)) < len(names):
+            raise ValueError(f"heads are named {names}; give each a name of its own")
+        return self
+
     @model_validator(mode="after")
     def _patch_fits_the_net(self) -> Self:
         granule = self.architecture.granule
         if any(self.inference.patch % granule):
             raise ValueError(
                 f"patch {self.inference.patch} does not divide by {granule}, which "
-                f"{len(self.architecture.widths)} depths and the fold ask for"
+                "the depth of the net and its fold ask for"
             )
         return self
 

@@ -79,7 +79,18 @@ class Model:
             From 0 to 1.
         """
         with torch.inference_mode():
-            out: NDArray[np.float32] = from_torch(torch.sigmoid(self.logits(image)))
+            logits = self.logits(image)
+            said = [
+                torch.softmax(part, dim=1)
+                if head.kind == "classes"
+                else torch.sigmoid(part)
+                for head, part in zip(
+                    self.config.head,
+                    torch.split(logits, [h.width for h in self.config.head], dim=1),
+                    strict=True,
+                )
+            ]
+            out: NDArray[np.float32] = from_torch(torch.cat(said, dim=1))
         return out
 
 
@@ -88,7 +99,8 @@ def build_net(config: ModelConfig) -> nn.Module:
     architecture = config.architecture
     net = RSUNet(
         architecture.widths,
-        channels_out=len(config.channels),
+        channels_in=len(config.inputs),
+        channels_out=config.width,
         fold=architecture.fold.astuple(),
     )
     return net.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload,no-any-return]

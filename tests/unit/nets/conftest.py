@@ -8,7 +8,7 @@ from pipeline.nets.model import build_net, load_model, pack_weights
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
+head = [{ name = "affinities", kind = "affinities", offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]] }]
 voxel_size_nm = [6.0, 6.0, 30.0]
 sha256 = ""
 
