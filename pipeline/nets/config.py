@@ -5,86 +5,42 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.errors import ModelError
 from pipeline.geometry import Vec3
+from pipeline.nets.architectures import Architecture, Strict
 
 CONFIG_FILE = "model.toml"
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RSUNetArchitecture(_Strict):
-    """The residual symmetric U-Net.
-
-    Parameters
-    ----------
-    name : "rsunet"
-        Which net.
-    widths : tuple of int
-        Channels at each depth, finest first.
-    fold : Vec3
-        Block of neighbouring voxels that become channels at the input and come back at
-        the output [voxel].
-    """
-
-    name: Literal["rsunet"] = "rsunet"
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
-    fold: Vec3 = Vec3(1, 1, 1)
-
-    @property
-    def values_per_voxel(self) -> float:
-        """Values of the net's largest tensor for each voxel of the patch."""
-        return max(
-            width / 4.0**depth / self.fold.product
-            for depth, width in enumerate(self.widths)
-        )
-
-    @property
-    def granule(self) -> Vec3:
-        """Extent that a patch must divide by: the fold, and every pooling in x and y."""
-        pooled = 2 ** (len(self.widths) - 1)
-        return self.fold * Vec3(pooled, pooled, 1)
-
-
-Architecture: TypeAlias = RSUNetArchitecture
-"""Every net that there is; `name` says which."""
 
 NEAREST = (Vec3(1, 0, 0), Vec3(0, 1, 0), Vec3(0, 0, 1))
 """Offsets of affinities to the predecessors along x, y and z."""
 
 
-class Head(_Strict):
+class Head(Strict):
     """Some channels of the output that belong together.
 
     Parameters
     ----------
     name : str
         What it gives, such as "affinities", "myelin" or "semantic".
-    kind : {"affinities", "masks", "classes"}
-        What its channels mean. Affinities and masks are probabilities by themselves; of
-        classes one is true, and their probabilities add up to 1.
+    kind : {"affinities", "masks", "classes", "distance"}
+        What its channels mean. Affinities and masks are probabilities by themselves
+        (sigmoid of the logit); of classes one is true, and their probabilities add up to 1
+        (softmax); a distance is the tanh of the way to the nearest boundary voxel inside
+        an object [voxel] and 0 outside (tanh, and what is negative counts as 0).
     offsets : tuple of Vec3
         Of affinities: channel i says whether a voxel and that at minus `offsets[i]` share a
         cell [voxel].
     channels : tuple of str
-        Of masks and classes: what each channel says.
+        Of all others: what each channel says.
     """
 
     name: str
-    kind: Literal["affinities", "masks", "classes"]
+    kind: Literal["affinities", "masks", "classes", "distance"]
     offsets: tuple[Vec3, ...] = ()
     channels: tuple[str, ...] = ()
 
@@ -112,14 +68,14 @@ class Head(_Strict):
         return self
 
 
-class Normalisation(_Strict):
+class Normalisation(Strict):
     """What is taken off the image, and what it is then divided by [grey level]."""
 
     mean: float
     std: float = Field(gt=0)
 
 
-class Inference(_Strict):
+class Inference(Strict):
     """How the net is run over a layer.
 
     Parameters
@@ -151,7 +107,7 @@ class Inference(_Strict):
         return self
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """A model: net, what goes in, what comes out, and the weights that belong to it.
 
     Parameters

@@ -39,7 +39,6 @@ Entry: TypeAlias = dict[str, Any]
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [24.0, 24.0, 40.0]
 sha256 = "{sha256}"
 
@@ -54,6 +53,11 @@ std = 50.0
 [inference]
 patch = [24, 20, 10]
 overlap = [8, 8, 4]
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 """
 
 
