@@ -16,12 +16,21 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError, ModelError
 from pipeline.geometry import Vec3
-from pipeline.nets.architectures import RSUNetArchitecture
+from pipeline.nets.architectures import (
+    CASENetArchitecture,
+    CleftNetArchitecture,
+    LinkNetArchitecture,
+    ResNetUNetArchitecture,
+    RSUNetArchitecture,
+    UNet2DArchitecture,
+)
+from pipeline.nets.blocks import Sections
+from pipeline.nets.cleftnet import CleftNet
 from pipeline.nets.config import CONFIG_FILE, Head, ModelConfig, Normalisation
+from pipeline.nets.membrane import CASENet, LinkNet, ResNetUNet
 from pipeline.nets.rsunet import RSUNet
 from pipeline.nets.turn import from_torch, to_torch
-
-MEMORY_FORMAT = torch.channels_last_3d
+from pipeline.nets.unet2d import UNet2D
 
 
 @dataclass(frozen=True)
@@ -173,14 +182,28 @@ def build_net(config: ModelConfig) -> nn.Module:
         From the normalised inputs, (batch, channel, z, y, x), to the logits of all heads,
         float32, of the same extent.
     """
-    width_in, width_out = len(config.inputs), config.width
-    net: nn.Module
+    ends = (len(config.inputs), config.width)
     match config.architecture:
-        case RSUNetArchitecture() as architecture:
-            net = RSUNet(architecture, width_in, width_out)
-        case other:
-            raise ModelError(f"{other.name} cannot be built yet; take rsunet")
-    return net.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload,no-any-return]
+        case RSUNetArchitecture() as rsunet:
+            return _volumetric(RSUNet(rsunet, *ends))
+        case CleftNetArchitecture() as cleftnet:
+            return _volumetric(CleftNet(cleftnet, config.inference.patch, *ends))
+        case UNet2DArchitecture() as unet:
+            return _planar(UNet2D(unet, *ends))
+        case ResNetUNetArchitecture() as unet:
+            return _planar(ResNetUNet(unet, *ends))
+        case LinkNetArchitecture() as linknet:
+            return _planar(LinkNet(linknet, *ends))
+        case CASENetArchitecture() as casenet:
+            return _planar(CASENet(casenet, *ends))
+
+
+def _volumetric(net: nn.Module) -> nn.Module:
+    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+
+
+def _planar(net: nn.Module) -> nn.Module:
+    return Sections(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
