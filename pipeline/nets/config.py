@@ -162,6 +162,34 @@ class ModelConfig(Strict):
             "another model"
         )
 
+    def channel_of(self, output: str | None) -> tuple[int, str]:
+        """Return which output channel is meant, and its whole name.
+
+        Parameters
+        ----------
+        output : str or None
+            "HEAD", which means its first channel, or "HEAD/CHANNEL"; None means the first
+            of all. A channel of affinities is named by its offset, x,y,z.
+
+        Raises
+        ------
+        ModelError
+            If there is no such head or channel; lists those that there are.
+        """
+        head_name, _, channel_name = (output or self.head[0].name).partition("/")
+        channels = self.channels_of(head_name)
+        head = next(head for head in self.head if head.name == head_name)
+        names = head.channels or tuple(
+            ",".join(map(str, offset)) for offset in head.offsets
+        )
+        name = channel_name or names[0]
+        if name not in names:
+            raise ModelError(
+                f"head {head_name} of model {self.name} has no channel {name}; it has "
+                f"{' and '.join(names)}: take one of them"
+            )
+        return channels.start + names.index(name), f"{head_name}/{name}"
+
     @model_validator(mode="after")
     def _heads_have_names_of_their_own(self) -> Self:
         names = [head.name for head in self.head]

@@ -75,14 +75,26 @@ class Model:
         DataError
             If the number of inputs or the extent of the patch is not that of the model.
         """
-        self._require(inputs)
+        self.require(inputs)
         x = normalised(to_torch(inputs).to(self.device), self.config.normalisation)
         low = self.config.inference.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             logits: Tensor = self.net(x)
         return logits
 
-    def _require(self, inputs: NDArray[np.float32]) -> None:
+    def require(self, inputs: NDArray[np.float32]) -> None:
+        """Refuse what is not a patch for the model.
+
+        Parameters
+        ----------
+        inputs : float32 array, (x, y, z) or (x, y, z, input)
+            As in `logits`.
+
+        Raises
+        ------
+        DataError
+            Says what the model takes.
+        """
         config, granule = self.config, self.config.architecture.granule
         extent = Vec3.of(inputs.shape[:3])
         given = inputs.shape[3] if inputs.ndim == 4 else 1
