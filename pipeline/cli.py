@@ -534,6 +534,54 @@ def evaluate(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def quality(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
+    """List how well defined every section is, where a recipe has image_quality.
+
+    Criteria are per pixel, so that sections of unlike extent compare.
+
+    Example: em quality --root out
+    """
+    from pipeline.stages.image_quality import ImageQuality
+
+    found = [
+        (opened, stage)
+        for opened in _runs(root, recipe)
+        for stage in opened.recipe.stages
+        if isinstance(stage, ImageQuality)
+    ]
+    if not found:
+        raise RootError(
+            f"no run in {root} measures its image; add a stage image_quality to a recipe "
+            "and run it"
+        )
+    criteria = ("brenner", "smd2", "variance", "vollath")
+    rows = []
+    for opened, stage in found:
+        table = opened.store.read(stage.root)
+        for i, z in enumerate(table["z"]):
+            pixels = int(table["pixels"][i])
+            per_pixel = {name: float(table[name][i]) / pixels for name in criteria}
+            mean = int(table["sum"][i]) / pixels
+            rows.append(
+                {
+                    "run": opened.recipe.name,
+                    "layer": stage.output,
+                    "z": int(z),
+                    "pixels": pixels,
+                    "mean": mean,
+                    **per_pixel,
+                }
+            )
+    if as_json:
+        _print_json({"sections": rows})
+        return
+    _table(
+        list(rows[0]),
+        [[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows],
+    )
+
+
+@app.command()
 def sweep(
     root: Root,
     recipe: RunName = None,

@@ -422,6 +422,10 @@ def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "overlaps", "output": "overlaps", **pair}]
 
 
+def _image_quality(chunk: Vec3, world: World) -> list[Entry]:
+    return [{"use": "image_quality", "output": "quality", "image": "image"}]
+
+
 # -- what is compared -----------------------------------------------------------------
 
 
@@ -455,7 +459,18 @@ def agglomerated(run: Run) -> dict[str, Any]:
 
 def overlaps(run: Run) -> Table:
     """Read the record at the top of the octree."""
-    stage: Any = run.recipe.stage("overlaps")
+    return _top(run, "overlaps")
+
+
+def qualities(run: Run) -> Table:
+    """Read what every section is like, but for its pixels, as many in one as in another."""
+    table = _top(run, "quality")
+    assert (table["pixels"] == SHAPE.x * SHAPE.y).all()
+    return {name: column for name, column in table.items() if name != "pixels"}
+
+
+def _top(run: Run, output: str) -> Table:
+    stage: Any = run.recipe.stage(output)
     table: Table = run.store.read(stage.root)
     return table
 
@@ -560,5 +575,6 @@ EXAMPLES: dict[str, Example] = {
         _centerlines("skeleton_fragments", "skeletons"), written_components
     ),
     "overlaps": Example(_overlaps, overlaps),
+    "image_quality": Example(_image_quality, qualities),
 }
 """Examples by name: that of the stage, and what is special about it."""
