@@ -21,6 +21,9 @@ from pipeline.nets.config import ModelConfig
 from pipeline.nets.model import Model, activate, normalised
 from pipeline.nets.turn import from_torch, to_torch
 
+_VOXELS_AT_ONCE = 1 << 17
+"""Of the images on the line that the net sees in one batch; a larger patch goes alone."""
+
 
 @dataclass(frozen=True)
 class AttributionField:
@@ -136,8 +139,9 @@ def attribute(
 
     with torch.no_grad():
         said, at_reference = say(image).item(), say(noise_image).item()
+    at_once = min(steps, max(1, _VOXELS_AT_ONCE // patch.volume))
     gradients = IntegratedGradients(say).attribute(
-        image, noise_image, n_steps=steps, internal_batch_size=1
+        image, noise_image, n_steps=steps, internal_batch_size=at_once
     )
     values = from_torch(gradients)[..., 0].astype(np.float32)
     return AttributionField(values, voxel, said, at_reference)

@@ -97,12 +97,15 @@ class InputQuery(nn.Module):
     def __init__(self, before: int, after: int, resize: Resize, factor: Vec3) -> None:
         super().__init__()
         step = (factor.z, factor.y, factor.x)
-        self.transform: nn.Module = (
+        self.transform = (
             nn.ConvTranspose3d(before, after, step, stride=step, bias=False)
             if resize == "up"
             else nn.Conv3d(before, after, step, stride=step, bias=False)
         )
         initialise(self.transform)
+        # As learned queries: of norm about 1.
+        with torch.no_grad():
+            self.transform.weight.mul_(after**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return queries, (batch, channel, z, y, x)."""
