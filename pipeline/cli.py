@@ -725,14 +725,17 @@ def attribute(
     model: Annotated[str, typer.Argument(help="Model: folder or name.")],
     image: Annotated[str, typer.Argument(help="File, folder or URL; file.h5:dataset.")],
     voxel: Annotated[
-        list[str], typer.Option("--voxel", help="x,y,z of the image; may be given again.")
+        list[str], typer.Option("--voxel", help="x,y,z of what is explained.")
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder for fields and pictures.")],
     output: Annotated[
         str | None,
         typer.Option(help="HEAD or HEAD/CHANNEL to explain; the first if left out."),
     ] = None,
-    voxel_size: VoxelSizeOption = None,
+    voxel_size: Annotated[
+        str | None,
+        typer.Option(help="x,y,z [nm]; the image's, or else the model's, if left out."),
+    ] = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Relative contribution that counts.")
     ] = 0.01,
@@ -742,7 +745,7 @@ def attribute(
 ) -> None:
     """Show which pixels a prediction rests on, by integrated gradients.
 
-    Example: em attribute membrane-unet isbi.h5:raw --voxel 200,140,3 --to fields
+    Example: em attribute cortex-rsunet block.h5:raw --voxel 250,262,40 --to fields
     """
     import torch
 
