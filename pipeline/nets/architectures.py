@@ -36,6 +36,8 @@ class BaseArchitecture(Strict, ABC):
     planar: ClassVar[bool] = False
     """Whether the net sees each section alone."""
 
+    norm: Norm = "instance"
+
     @property
     def fixed_patch(self) -> bool:
         """Whether the net is made for patches of one extent, `[inference] patch`."""

@@ -205,6 +205,13 @@ class ModelConfig(Strict):
                 f"patch {self.inference.patch} does not divide by {granule}, which "
                 "the depth of the net and its fold ask for"
             )
+        coarse = self.inference.patch // granule
+        values = coarse.product // (coarse.z if self.architecture.planar else 1)
+        if self.architecture.norm == "instance" and values < 2:
+            raise ValueError(
+                f"patch {self.inference.patch} leaves one value at the coarsest depth, "
+                "which cannot be normalised by itself; give a larger patch or fewer depths"
+            )
         return self
 
     @classmethod

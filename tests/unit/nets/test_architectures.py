@@ -48,12 +48,6 @@ ARCHITECTURES = {
         "name": "resnet_unet",
         "encoder": 18,
         "decoder_widths": [8, 8, 8, 8, 8],
-        "norm": "instance",
-    },
-    "resnet_unet with frequencies": {
-        "name": "resnet_unet",
-        "encoder": 18,
-        "decoder_widths": [8, 8, 8, 8, 8],
         "attention": "frequency",
     },
     "linknet": {"name": "linknet"},

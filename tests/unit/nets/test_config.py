@@ -75,6 +75,7 @@ def test_an_architecture_without_a_name_is_the_residual_net(tmp_path, model_toml
         ('name = "cleftnet"\nwidths = [4, 6]', "1 steps of pooling"),
         ("widths = [4, 6]\ntop_kernel = [2, 3, 3]", "has no middle"),
         ('name = "linknet"\nencoder = 19', "architecture.linknet.encoder"),
+        ('name = "unet2d"\nwidths = [2, 2, 2, 2, 2]', "divide by (16, 16, 1)"),
     ],
 )
 def test_a_fault_of_an_architecture_is_named(tmp_path, model_toml, written, says):
@@ -83,6 +84,19 @@ def test_a_fault_of_an_architecture_is_named(tmp_path, model_toml, written, says
     with pytest.raises(ModelError) as caught:
         ModelConfig.load(write(tmp_path, text))
     assert says in str(caught.value)
+
+
+def test_a_patch_too_small_to_be_normalised_is_refused(tmp_path, model_toml):
+    text = model_toml.replace(
+        "widths = [4, 6]\nfold = [2, 2, 1]", 'name = "unet2d"\nwidths = [4, 6, 8]'
+    )
+    ModelConfig.load(write(tmp_path, text))
+    small = text.replace("[16, 12, 6]", "[4, 4, 6]").replace("[6, 4, 2]", "[0, 0, 0]")
+    assert small != text
+    with pytest.raises(ModelError, match="leaves one value at the coarsest depth"):
+        ModelConfig.load(write(tmp_path, small))
+    batch = small.replace('name = "unet2d"', 'name = "unet2d"\nnorm = "batch"')
+    ModelConfig.load(write(tmp_path, batch))
 
 
 SEMANTIC = """
