@@ -62,7 +62,7 @@ def predict(
             "read that box"
         )
     weight = bump(inference.patch)
-    values = np.zeros((*core.shape, len(model.config.channels)), np.float32, order="F")
+    values = np.zeros((*core.shape, model.config.width), np.float32, order="F")
     weights = np.zeros(core.shape.astuple(), np.float32, order="F")
     with single_thread():
         for patch in patches_touching(core, bounds, inference):

@@ -131,12 +131,9 @@ def peak_bytes(config: ModelConfig, core: Vec3) -> int:
     """
     inference, architecture = config.inference, config.architecture
     read = core + inference.patch * 2
-    sums = core.product * 4 * (len(config.channels) + 1)
+    sums = core.product * 4 * (config.width + 1)
     size = 2 if inference.precision == "bfloat16" else 4
-    widest = max(
-        width / 4.0**depth / architecture.fold.product
-        for depth, width in enumerate(architecture.widths)
-    )
-    outputs = 3 * 4 * len(config.channels)
+    widest = architecture.values_per_voxel
+    outputs = 3 * 4 * config.width
     patch = math.ceil(inference.patch.product * (widest * size * _LIVE_COPIES + outputs))
     return read.product + sums + patch + _TORCH_BYTES

@@ -4,6 +4,7 @@ from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
 from pipeline.stages.downsample import Downsample
+from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.overlaps import Overlaps
@@ -28,5 +29,6 @@ STAGES: dict[str, type[Stage]] = {
     "skeleton_fragments": SkeletonFragments,
     "skeletons": CenterlineSkeletons,
     "overlaps": Overlaps,
+    "image_quality": ImageQuality,
 }
 """The table of stages: what ``use`` may say in a recipe."""

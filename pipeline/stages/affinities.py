@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.nets.model import Model
 
 
+_HEAD = "affinities"
+
 _FARTHEST_SCALE = 1.6
 """How far voxels may be from those that a net was trained at, along any axis."""
 
@@ -85,7 +87,7 @@ class Affinities(VolumeStage):
             read=read_box(task.box, task.bounds, self._config.inference),
             core=task.box,
             bounds=task.bounds,
-        )
+        )[..., self._config.channels_of(_HEAD)][..., :3]
         for axis in range(3):
             if task.box.start[axis] == task.bounds.start[axis]:
                 np.moveaxis(affinities[..., axis], axis, 0)[0] = 0
@@ -126,7 +128,9 @@ class Affinities(VolumeStage):
         )
 
     def check(self, specs: Specs) -> list[str]:
-        """Check the image and whether the model's channels are affinities."""
+        """Check the image and whether the model gives affinities."""
+        from pipeline.nets import NEAREST
+
         faults = expect_volume(self.name, specs, self.image, dtypes=("uint8",))
         spec = specs.get(self.image)
         if isinstance(spec, VolumeSpec) and self.mip >= len(spec.factors):
@@ -134,7 +138,7 @@ class Affinities(VolumeStage):
         faults += expect_bounds(self.name, specs, self.image, self.bounds, mip=self.mip)
         faults += super().check(specs)
         try:
-            channels = self._config.channels
+            offsets = next((h.offsets for h in self._config.head if h.name == _HEAD), ())
         except ModelError as error:
             return [*faults, f"{self.name}: {error}"]
         image, trained = specs.get(self.image), self._config.voxel_size_nm
@@ -147,10 +151,11 @@ class Affinities(VolumeStage):
                 f"{image.voxel_size_at(self.mip)} nm and model {self.model} was trained at "
                 f"{trained} nm; use a mip or a model nearer to it"
             )
-        if channels != ("x", "y", "z"):
+        if offsets[:3] != NEAREST:
+            heads = ", ".join(head.name for head in self._config.head)
             faults.append(
-                f"{self.name}: model {self.model} gives {channels}, not the affinities "
-                "x, y, z"
+                f"{self.name}: model {self.model} gives {heads} and no head {_HEAD} that "
+                "begins with the nearest along x, y and z; take another model"
             )
         return faults
 

@@ -39,7 +39,6 @@ Entry: TypeAlias = dict[str, Any]
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [24.0, 24.0, 40.0]
 sha256 = "{sha256}"
 
@@ -54,6 +53,11 @@ std = 50.0
 [inference]
 patch = [24, 20, 10]
 overlap = [8, 8, 4]
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 """
 
 
@@ -418,6 +422,10 @@ def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "overlaps", "output": "overlaps", **pair}]
 
 
+def _image_quality(chunk: Vec3, world: World) -> list[Entry]:
+    return [{"use": "image_quality", "output": "quality", "image": "image"}]
+
+
 # -- what is compared -----------------------------------------------------------------
 
 
@@ -451,7 +459,18 @@ def agglomerated(run: Run) -> dict[str, Any]:
 
 def overlaps(run: Run) -> Table:
     """Read the record at the top of the octree."""
-    stage: Any = run.recipe.stage("overlaps")
+    return _top(run, "overlaps")
+
+
+def qualities(run: Run) -> Table:
+    """Read what every section is like, but for its pixels, as many in one as in another."""
+    table = _top(run, "quality")
+    assert (table["pixels"] == SHAPE.x * SHAPE.y).all()
+    return {name: column for name, column in table.items() if name != "pixels"}
+
+
+def _top(run: Run, output: str) -> Table:
+    stage: Any = run.recipe.stage(output)
     table: Table = run.store.read(stage.root)
     return table
 
@@ -556,5 +575,6 @@ EXAMPLES: dict[str, Example] = {
         _centerlines("skeleton_fragments", "skeletons"), written_components
     ),
     "overlaps": Example(_overlaps, overlaps),
+    "image_quality": Example(_image_quality, qualities),
 }
 """Examples by name: that of the stage, and what is special about it."""

@@ -8,7 +8,13 @@ from pipeline.training.sampler import Block
 
 MODEL = {
     "name": "tiny",
-    "channels": ["x", "y", "z"],
+    "head": [
+        {
+            "name": "affinities",
+            "kind": "affinities",
+            "offsets": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        }
+    ],
     "voxel_size_nm": [6.0, 6.0, 30.0],
     "architecture": {"widths": [6, 8], "fold": [2, 2, 1]},
     "normalisation": {"mean": 128.0, "std": 50.0},

@@ -13,7 +13,6 @@ from pipeline.training.trainer import Trainer
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [6.0, 6.0, 30.0]
 sha256 = ""
 
@@ -28,6 +27,11 @@ std = 50.0
 [inference]
 patch = [24, 24, 6]
 overlap = [8, 8, 2]
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 """
 
 TRAIN_TOML = """
