@@ -20,7 +20,7 @@ from pipeline.training.config import Augmentation
 
 Shown = tuple[Plan, list[PlaneMap], Callable[[Generator, Any], Any]]
 
-_PHANTOM = "phantom://256,256,32/{}?seed=3"
+_PHANTOM = "phantom://200,200,20/{}?seed=3"
 _EXTENT, _SECTIONS, _SEED = 104, 10, 5
 _TILES = range(3, 7)
 _LABEL, _GAP, _THICKNESS = 118, 3, 5
@@ -110,7 +110,7 @@ def _seen(kind: str, still: Plan, config: Augmentation) -> Plan:
             *(np.flatnonzero(moved) + 1).tolist(),
             *(np.flatnonzero(np.diff(plan.source) > 1) + 1).tolist(),
         }
-        far = not moved.any() or moved.max() > max(config.max_shift) // 2
+        far = not plan.furthest or plan.furthest > max(config.max_shift) // 2
         if shown[0] in changed and far and len(changed) <= len(shown):
             return plan
     raise LookupError(f"{kind} never happens in sections {shown}")

@@ -106,6 +106,7 @@ class Trainer:
         self.config, self.folder = config, folder
         self.terms = loss_terms(model, config.loss)
         self.step, self.seconds = 0, 0.0
+        self.losses: list[dict[str, float]] = []
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         device = device_of(config.device, self.world)
@@ -154,25 +155,24 @@ class Trainer:
         patches = Ahead(
             lambda index: training_example(train, model, config, index), config.loaders
         )
-        losses: list[dict[str, float]] = []
         done = self.world.agreed(self.progress)
         try:
             while done < 1:
                 began = time.process_time()
                 examples = [patches[index] for index in self._indices()]
                 rate = learning_rate(self.step, done, config.optimisation)
-                losses.append(self._learn(examples, rate))
+                self.losses.append(self._learn(examples, rate))
+                last = self.losses[-1]["total"]
                 self.step += 1
                 self.seconds += time.process_time() - began
                 done = self.world.agreed(self.progress)
                 entry = None
                 if self._is_due(config.validation.every, done):
-                    entry = self._score(rate, losses, validation, at_end=done == 1)
-                    losses = []
+                    entry = self._score(rate, validation, at_end=done == 1)
+                    self.losses = []
                 if self._is_due(config.save_every, done):
                     self._save()
                 if self.world.leads:
-                    last = losses[-1]["total"] if losses else math.nan
                     here = Progress(self.step, done, self.seconds, last, entry)
                     for tell in listen:
                         tell(here)
@@ -248,7 +248,6 @@ class Trainer:
     def _score(
         self,
         rate: float,
-        losses: list[dict[str, float]],
         validation: Sequence[Volume],
         *,
         at_end: bool,
@@ -260,8 +259,8 @@ class Trainer:
                 "seconds": round(self.seconds, 1),
                 "rate": rate,
                 "loss": {
-                    name: sum(each[name] for each in losses) / len(losses)
-                    for name in losses[0]
+                    name: sum(each[name] for each in self.losses) / len(self.losses)
+                    for name in self.losses[0]
                 },
                 "validation": self.validate(validation),
             }
@@ -306,6 +305,7 @@ class Trainer:
                 "model": _identity(self.model.config),
                 "training": self.config.identity,
                 "world": self.world.size,
+                "losses": self.losses,
                 "net": self.model.net.state_dict(),
                 "average": self.average.net.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -325,6 +325,7 @@ class Trainer:
                 "an empty folder, or the train.toml and --processes that it was begun with"
             )
         self.step, self.seconds = state["step"], state["seconds"]
+        self.losses = state["losses"]
         self.model.net.load_state_dict(state["net"])
         self.average.net.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
