@@ -713,7 +713,7 @@ def view(
 def train(
     config: Annotated[
         Path,
-        typer.Argument(metavar="TRAIN_TOML", help="train.toml, beside a model.toml."),
+        typer.Argument(metavar="TRAIN_TOML", help="train.toml of a model, or its folder."),
     ],
     folder: Annotated[
         Path | None,
@@ -748,6 +748,7 @@ def train(
 
     Example: em train models/cortex-rsunet/train.toml --folder runs/cortex
     """
+    config = config / "train.toml" if config.is_dir() else config
     directory = config.parent
     place = folder or Path("runs") / directory.resolve().name
     if score:

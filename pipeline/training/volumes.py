@@ -276,6 +276,8 @@ def _known(
 
 def _ratio(name: str, size: VoxelSize, model: ModelConfig) -> tuple[float, float, float]:
     x, y, z = (m / s for m, s in zip(model.voxel_size_nm, size, strict=True))
+    if model.architecture.planar:
+        return x, y, 1.0
     if z * _COARSEST_Z < 1:
         raise DataError(
             f"volume {name} has sections of {size[2]:g} nm, and model {model.name} is for "

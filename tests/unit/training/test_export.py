@@ -78,7 +78,7 @@ def test_from_the_shell(directory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EM_DATA", str(tmp_path))
 
     def shell(*options):
-        argv = ["em", "train", str(directory / "train.toml"), *map(str, options)]
+        argv = ["em", "train", str(directory), *map(str, options)]
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as ended:
             main()

@@ -5,6 +5,7 @@ from PIL import Image
 
 from pipeline.errors import DataError, MissingInputError
 from pipeline.geometry import Vec3
+from pipeline.nets.config import ModelConfig
 from pipeline.training.config import TrainConfig, VolumeConfig
 from pipeline.training.volumes import UNKNOWN, Volume, load_volume, load_volumes
 
@@ -74,6 +75,11 @@ def test_sections_in_folders(folder, model):
     )
     with pytest.raises(DataError, match="sections cannot be made up"):
         load_volume(folder, told, masks, "train")
+    flat = masks.model_dump(mode="json")
+    flat["architecture"] = {"name": "unet2d", "widths": [4, 8]}
+    flat["inference"] = {"patch": [24, 24, 1], "overlap": [0, 0, 0]}
+    planar = load_volume(folder, told, ModelConfig.model_validate(flat), "train")
+    assert planar.ratio == (1.5, 1.5, 1.0)
     masks = masks.model_copy(update={"voxel_size_nm": (4.0, 4.0, 50.0)})
     found = load_volume(folder, told, masks, "train")
     assert found.shape == Vec3(8, 6, 3)
