@@ -849,6 +849,75 @@ def view(
             typer.echo("closed")
 
 
+@app.command()
+def train(
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="TRAIN_TOML", help="train.toml of a model, or its folder."),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Of checkpoint, log and pictures; runs/MODEL if left out."),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(envvar="EM_DATA", help="Folder of the volumes.")
+    ] = Path("../shared/data"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="End after so many; as the file says if out.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="That share each step: one for each GPU.")
+    ] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write scores for TensorBoard, too.")
+    ] = False,
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="Train no more: write the weights of the folder."),
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="With --export: filters as bfloat16.")
+    ] = False,
+    score: Annotated[
+        bool,
+        typer.Option("--score", help="Train no more: score the exported weights, as JSON."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a net, or go on from its last checkpoint; then export and score it.
+
+    Example: em train models/cortex-rsunet/train.toml --folder runs/cortex
+    """
+    config = config / "train.toml" if config.is_dir() else config
+    directory = config.parent
+    place = folder or Path("runs") / directory.resolve().name
+    if score:
+        from pipeline.training.run import score as score_model
+
+        _print_json(score_model(config, data))
+        return
+    if export:
+        from pipeline.training.export import export as export_model
+
+        model = export_model(directory, place, half=half)
+        typer.echo(f"{directory / model.weights}: {model.sha256}")
+        return
+    from pipeline.training.run import train as train_model
+    from pipeline.training.run import where_to_look
+
+    train_model(
+        config,
+        place,
+        data,
+        steps=steps,
+        processes=processes,
+        tensorboard=tensorboard,
+        quiet=quiet,
+    )
+    typer.echo(where_to_look(place, tensorboard=tensorboard))
+    typer.echo(f"weights  em train {config} --folder {place} --export")
+
+
 def main() -> None:
     """Run the command; print an error of ours as one message, without a traceback."""
     try:

@@ -15,6 +15,7 @@
         ├── StaleOutputError         an output made by another configuration is in the way
         ├── RootError                the run's folder cannot be used
         ├── ModelError               a model's folder is incomplete or damaged
+        ├── TrainingError            a training cannot go on from where it is
         ├── MemoryLimitError         a task cannot fit where it would run
         └── TaskError                tasks failed; the failed records say why
 
@@ -116,6 +117,12 @@ class ModelError(PermanentError):
     """A model's folder is incomplete, damaged or of another kind."""
 
     code = "model"
+
+
+class TrainingError(PermanentError):
+    """A training went astray; its last checkpoint is sound."""
+
+    code = "training"
 
 
 class MemoryLimitError(PermanentError):
