@@ -15,6 +15,7 @@
         ├── StaleOutputError         an output made by another configuration is in the way
         ├── RootError                the run's folder cannot be used
         ├── ModelError               a model's folder is incomplete or damaged
+        ├── BackendError             this machine lacks what the run computes its nets with
         ├── MemoryLimitError         a task cannot fit where it would run
         └── TaskError                tasks failed; the failed records say why
 
@@ -116,6 +117,12 @@ class ModelError(PermanentError):
     """A model's folder is incomplete, damaged or of another kind."""
 
     code = "model"
+
+
+class BackendError(PermanentError):
+    """This machine lacks what a run computes its nets with; another worker may have it."""
+
+    code = "backend"
 
 
 class MemoryLimitError(PermanentError):
