@@ -120,7 +120,7 @@ class ModelError(PermanentError):
 
 
 class BackendError(PermanentError):
-    """This machine lacks what a run computes its nets with; another worker may have it."""
+    """A worker lacks what the run computes its nets with; another one may have it."""
 
     code = "backend"
 

@@ -124,9 +124,7 @@ def open_lanes(
     module = _said(model, heads)
     if backend == "openvino":
         return _openvino(model, module, batch, lanes)
-    if backend == "compiled":
-        module = _compiled(module)
-    return [_torch(model, module)] * lanes
+    return [_torch(model, _compiled(module) if backend == "compiled" else module)] * lanes
 
 
 def _said(model: Model, heads: tuple[Head, ...]) -> nn.Module:
@@ -182,15 +180,15 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
 
 def _openvino(model: Model, module: nn.Module, batch: int, lanes: int) -> list[Lane]:
     config = model.config
-    extent = (batch, len(config.inputs), *reversed(config.inference.patch))
+    extent = (batch, len(config.inputs), *config.inference.patch.astuple()[::-1])
     try:
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     except ImportError as error:
         raise BackendError(
-            f"this machine lacks openvino ({error}); install it, or start the run anew with "
-            'backend = "torch"'
+            f"this machine lacks openvino ({error}); install it, or start the run anew "
+            'with backend = "torch"'
         ) from error
     import torch
 
@@ -199,7 +197,7 @@ def _openvino(model: Model, module: nn.Module, batch: int, lanes: int) -> list[L
         with torch.no_grad(), warnings.catch_warnings():
             # Extents become constants, as is meant: every batch has the same.
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
                 module, torch.zeros(extent, dtype=torch.uint8), check_trace=False
             )
         frontend = FrontEndManager().load_by_framework("pytorch")

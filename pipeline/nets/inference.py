@@ -81,14 +81,15 @@ class Runner:
     def sources(self, symmetry: Symmetry) -> list[Source]:
         """Say where each channel is found in what is said of a turned patch."""
         found: list[Source] = []
+        first = 0
         for head in self.heads:
-            first = sum(h.width for h in itertools.takewhile(lambda h: h != head, self.heads))
             here = (
                 symmetry.sources(head.offsets)
                 if head.kind == "affinities"
                 else [Source(i, i, Vec3(0, 0, 0)) for i in range(head.width)]
             )
             found += [Source(s.channel + first, s.source + first, s.anchor) for s in here]
+            first += head.width
         return found
 
     def __call__(self, patches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[Any]]:
@@ -250,7 +251,9 @@ class _Sums:
         shape = core.shape.astuple()
         self._values = np.zeros((*shape, width), np.float32, order="F")
         # Unless patches are turned, all channels have the same weights.
-        self._weights = np.zeros((*shape, width if by_channel else 1), np.float32, order="F")
+        self._weights = np.zeros(
+            (*shape, width if by_channel else 1), np.float32, order="F"
+        )
         self._scratch = np.empty(patch.product, np.float32)
 
     def weigh(self, patch: Bbox, sources: list[Source]) -> None:
@@ -380,5 +383,10 @@ def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     uint8 array
         Same shape and memory order.
     """
-    rounded: NDArray[np.float32] = np.rint(probabilities * np.float32(255))
-    return rounded.astype(np.uint8)
+    out = np.empty_like(probabilities, np.uint8)
+    # Channel by channel, so that what is in between takes little.
+    for said, byte in zip(
+        np.moveaxis(probabilities, -1, 0), np.moveaxis(out, -1, 0), strict=True
+    ):
+        np.rint(said * np.float32(255), out=byte, casting="unsafe")
+    return out

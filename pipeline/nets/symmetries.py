@@ -1,4 +1,4 @@
-"""The ways to turn a patch that tissue does not mind, and what affinities become by them."""
+"""The ways to turn a patch that tissue does not mind, and what affinities become."""
 
 from __future__ import annotations
 
