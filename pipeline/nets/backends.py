@@ -8,10 +8,12 @@ the bits of a batch are the same in any lane.
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.nets.model import Model
 
 log = logging.getLogger("em.nets")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As malloc.h numbers them."""
 
 Backend: TypeAlias = Literal["torch", "compiled", "openvino"]
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -149,10 +154,25 @@ def _said(model: Model, heads: tuple[Head, ...]) -> nn.Module:
     return Said().eval()
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed, as every layer of a net frees and takes again.
+
+    Otherwise each takes fresh pages, which the system has to clear. Other C libraries
+    than glibc do as they are used to.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
 def _torch(model: Model, module: Callable[..., Any]) -> Lane:
     import torch
 
     device = model.device
+    if device.type == "cpu":
+        _keep_freed_memory()
     low = model.config.inference.precision == "bfloat16"
     if device.type == "cuda":
         # Algorithms that are chosen by the clock differ from process to process.
