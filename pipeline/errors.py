@@ -16,6 +16,7 @@
         ├── RootError                the run's folder cannot be used
         ├── ModelError               a model's folder is incomplete or damaged
         ├── TrainingError            a training cannot go on from where it is
+        ├── BackendError             this machine lacks what the run computes its nets with
         ├── MemoryLimitError         a task cannot fit where it would run
         └── TaskError                tasks failed; the failed records say why
 
@@ -123,6 +124,12 @@ class TrainingError(PermanentError):
     """A training went astray; its last checkpoint is sound."""
 
     code = "training"
+
+
+class BackendError(PermanentError):
+    """A worker lacks what the run computes its nets with; another one may have it."""
+
+    code = "backend"
 
 
 class MemoryLimitError(PermanentError):

@@ -51,13 +51,23 @@ mean = 128.0
 std = 50.0
 
 [inference]
-patch = [24, 20, 10]
+patch = [20, 20, 10]
 overlap = [8, 8, 4]
 
 [[head]]
 name = "affinities"
 kind = "affinities"
 offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+[[head]]
+name = "wrappings"
+kind = "masks"
+channels = ["vessel wall", "myelin"]
+
+[[head]]
+name = "semantic"
+kind = "classes"
+channels = ["glia", "axon", "unknown", "soma"]
 """
 
 
@@ -242,6 +252,20 @@ def _affinities(dtype: str) -> Callable[[Vec3, World], list[Entry]]:
         ]
 
     return entries
+
+
+def _predicted(use: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        (entry,) = _affinities("uint8")(chunk, world)
+        del entry["dtype"]
+        return [{**entry, "use": use, **fields}]
+
+    return entries
+
+
+def _turned(chunk: Vec3, world: World) -> list[Entry]:
+    (entry,) = _affinities("uint8")(chunk, world)
+    return [{**entry, "turns": 8, "batch": 3}]
 
 
 def _coarse_affinities(chunk: Vec3, world: World) -> list[Entry]:
@@ -550,6 +574,15 @@ EXAMPLES: dict[str, Example] = {
     "ingest sharded": Example(_sharded, _volume_of("copy")),
     "affinities": Example(_affinities("uint8"), _volume_of("predicted")),
     "affinities float32": Example(_affinities("float32"), _volume_of("predicted")),
+    "affinities masked": Example(
+        _predicted("affinities", image_mask="mask", output_mask="classes"),
+        _volume_of("predicted"),
+    ),
+    "affinities turned": Example(_turned, _volume_of("predicted")),
+    "masks": Example(
+        _predicted("masks", head="wrappings", channel="myelin"), _volume_of("predicted")
+    ),
+    "semantic": Example(_predicted("semantic", least=0.3), _volume_of("predicted")),
     "affinities of a mip": Example(_coarse_affinities, _volume_of("predicted")),
     "basins": Example(**_to_supervoxels(1)),
     "basin_graph": Example(**_to_supervoxels(2)),

@@ -11,7 +11,8 @@ from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.nets import ModelConfig
 from pipeline.nets.model import build_net, pack_weights
 from pipeline.specs import VolumeSpec
-from pipeline.stages.affinities import Affinities, model_folder
+from pipeline.stages.affinities import Affinities
+from pipeline.stages.prediction import model_folder
 
 TOML = """
 name = "tiny"
