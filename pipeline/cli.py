@@ -751,7 +751,7 @@ def attribute(
 
     from pipeline.nets.attribution import patch_around
     from pipeline.nets.model import load_model
-    from pipeline.stages.affinities import model_folder
+    from pipeline.stages.prediction import model_folder
 
     loaded = load_model(model_folder(model), "cuda" if torch.cuda.is_available() else "cpu")
     config = loaded.config
