@@ -22,6 +22,7 @@
 
 #include "flat_map.hpp"
 #include "parallel.hpp"
+#include "sorting.hpp"
 #include "volume.hpp"
 
 namespace em {
@@ -394,26 +395,6 @@ class SpanningForest {
   std::vector<std::uint64_t> forest_;
 };
 
-// Sorts edges so that the greatest comes first: by digits from the least on, which keep
-// the order of those before.
-inline void sort_descending(std::vector<std::uint64_t>& codes) {
-  constexpr int bits = 11;
-  constexpr std::size_t n_digits = std::size_t{1} << bits;
-  std::vector<std::uint64_t> other(codes.size());
-  for (int shift = 0; shift < 64; shift += bits) {
-    std::array<std::size_t, n_digits> places{};
-    const auto digit = [&](std::uint64_t code) {
-      return n_digits - 1 - (code >> shift & (n_digits - 1));
-    };
-    for (const std::uint64_t code : codes) ++places[digit(code)];
-    if (std::find(places.begin(), places.end(), codes.size()) != places.end()) continue;
-    std::size_t place = 0;
-    for (std::size_t& n : places) place += std::exchange(n, place);
-    for (const std::uint64_t code : codes) other[places[digit(code)]++] = code;
-    codes.swap(other);
-  }
-}
-
 // Tells the memory that an address is about to be read.
 inline void prefetch([[maybe_unused]] const void* address) {
 #if defined(__GNUC__)
@@ -490,7 +471,7 @@ inline std::vector<std::uint32_t> link(const LabelledChunk& chunk,
   std::vector<std::uint64_t> forest;
   if (rules.threshold > 0) {
     forest = SpanningForest(chunk).run();
-    sort_descending(forest);
+    sort_by(forest, [](std::uint64_t code) { return ~code; });
   }
   Clusters clusters(sizes, open);
   // Edges come from all over the chunk, so what they need is asked for in advance.
