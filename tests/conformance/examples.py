@@ -95,7 +95,7 @@ class World:
     @classmethod
     def make(cls, folder: Path) -> World:
         """Fill a folder with tissue of the phantom, and make a model."""
-        return cls.of(tissue(), folder / "world", str(_model(folder / "tiny")))
+        return cls.of(tissue(), folder / "world", str(make_model(folder / "tiny")))
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], folder: Path, model: str = "") -> World:
@@ -139,7 +139,8 @@ def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3) -> None:
     store.write(Region(layer, spec.bounds), spec, np.asfortranarray(array))
 
 
-def _model(folder: Path) -> Path:
+def make_model(folder: Path) -> Path:
+    """Make a model of few weights, drawn by chance."""
     import torch
 
     from pipeline.nets import ModelConfig

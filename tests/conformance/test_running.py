@@ -13,7 +13,7 @@ from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
 from pipeline.specs import MeshesSpec, SkeletonsSpec, VolumeSpec
 
-from .examples import EXAMPLES, SHAPE, World, finished
+from .examples import EXAMPLES, SHAPE, World, finished, make_model
 
 CHUNK = Vec3(23, 19, 9)
 
@@ -189,7 +189,7 @@ def test_one_task_upstream_that_is_missing_is_noticed(name, world, tmp_path):
         assert run.execute(stage, key) in ("done", "blank")
 
 
-@pytest.mark.parametrize("name", [n for n in EXAMPLES if "affinities" not in n])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
     blank = {
         layer: np.zeros(SHAPE.astuple(), dtype)
@@ -199,7 +199,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
     blank["classes"] = blank["mask"] = blank["image"]
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
-    world = World.of(blank, tmp_path / "world")
+    world = World.of(blank, tmp_path / "world", str(make_model(tmp_path / "tiny")))
     example = EXAMPLES[name]
     run = finished(example.recipe(CHUNK, world, joined=True), tmp_path / "root")
     for stage in run.recipe.stages:
