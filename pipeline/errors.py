@@ -15,6 +15,8 @@
         ├── StaleOutputError         an output made by another configuration is in the way
         ├── RootError                the run's folder cannot be used
         ├── ModelError               a model's folder is incomplete or damaged
+        ├── TrainingError            a training cannot go on from where it is
+        ├── BackendError             this machine lacks what the run computes its nets with
         ├── MemoryLimitError         a task cannot fit where it would run
         └── TaskError                tasks failed; the failed records say why
 
@@ -116,6 +118,18 @@ class ModelError(PermanentError):
     """A model's folder is incomplete, damaged or of another kind."""
 
     code = "model"
+
+
+class TrainingError(PermanentError):
+    """A training went astray; its last checkpoint is sound."""
+
+    code = "training"
+
+
+class BackendError(PermanentError):
+    """A worker lacks what the run computes its nets with; another one may have it."""
+
+    code = "backend"
 
 
 class MemoryLimitError(PermanentError):

@@ -4,7 +4,7 @@ What is imported here reads configurations and counts boxes without torch; `load
 in `pipeline.nets.model` and `predict` in `pipeline.nets.inference`, which load it.
 """
 
-from pipeline.nets.config import ModelConfig
+from pipeline.nets.config import NEAREST, Head, ModelConfig
 from pipeline.nets.patches import patches_touching, peak_bytes, read_box
 
-__all__ = ["ModelConfig", "patches_touching", "peak_bytes", "read_box"]
+__all__ = ["NEAREST", "Head", "ModelConfig", "patches_touching", "peak_bytes", "read_box"]

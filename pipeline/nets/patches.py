@@ -114,8 +114,10 @@ def bump(patch: Vec3) -> NDArray[np.float32]:
     return np.asfortranarray(weight, dtype=np.float32)
 
 
-def peak_bytes(config: ModelConfig, core: Vec3) -> int:
-    """Estimate the memory that predicting a box takes at its peak.
+def peak_bytes(
+    config: ModelConfig, core: Vec3, *, width: int, batch: int = 1, turns: int = 1
+) -> int:
+    """Estimate the memory that predicting a box takes at its peak, in one lane.
 
     Parameters
     ----------
@@ -123,20 +125,24 @@ def peak_bytes(config: ModelConfig, core: Vec3) -> int:
         The model.
     core : Vec3
         Extent of the box [voxel].
+    width : int
+        Number of channels that are wanted.
+    batch : int
+        Patches that are computed at once.
+    turns : int
+        In how many ways each is computed; more than one take weights for each channel.
 
     Returns
     -------
     int
-        Image, sums, one patch in the net, and torch itself [byte].
+        Image, sums, one batch in the net, and torch itself [byte].
     """
     inference, architecture = config.inference, config.architecture
     read = core + inference.patch * 2
-    sums = core.product * 4 * (len(config.channels) + 1)
+    weights = width if turns > 1 else 1
+    sums = core.product * 4 * (width + weights)
     size = 2 if inference.precision == "bfloat16" else 4
-    widest = max(
-        width / 4.0**depth / architecture.fold.product
-        for depth, width in enumerate(architecture.widths)
-    )
-    outputs = 3 * 4 * len(config.channels)
+    widest = architecture.values_per_voxel
+    outputs = 3 * 4 * width
     patch = math.ceil(inference.patch.product * (widest * size * _LIVE_COPIES + outputs))
-    return read.product + sums + patch + _TORCH_BYTES
+    return read.product + sums + batch * patch + _TORCH_BYTES

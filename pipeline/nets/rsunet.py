@@ -1,15 +1,14 @@
-"""The residual symmetric U-Net of Lee et al. 2017, as Macrina et al. 2021 run it.
-
-Inside this package tensors are (batch, channel, z, y, x); tuples of configuration are
-x, y, z as everywhere else, and are reversed where a tensor is built.
-"""
+"""The residual symmetric U-Net of Lee et al. 2017, as Macrina et al. 2021 run it."""
 
 import itertools
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pipeline.nets.architectures import RSUNetArchitecture
+from pipeline.nets.blocks import convolution, normalisation
 
 
 def fold_pixels(image: Tensor, fold: tuple[int, int, int]) -> Tensor:
@@ -56,34 +55,8 @@ def unfold_pixels(folded: Tensor, fold: tuple[int, int, int]) -> Tensor:
     return blocks.reshape(n, -1, z * fz, y * fy, x * fx)
 
 
-class InstanceNorm(nn.Module):
-    """Zero mean and unit variance of each channel over one patch, then scale and shift.
-
-    Batch normalisation of a batch of one, from its own statistics, is the same function;
-    it is used for its kernel, which keeps channels last and takes bfloat16.
-
-    Parameters
-    ----------
-    width : int
-        Number of channels.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise a batch, each of its patches alone."""
-        patches = [
-            functional.batch_norm(p, None, None, self.weight, self.bias, training=True)
-            for p in torch.split(x, 1)
-        ]
-        return patches[0] if len(patches) == 1 else torch.cat(patches)
-
-
 class Unit(nn.Sequential):
-    """Normalise, rectify, convolve: the pre-activation unit everything is made of.
+    """Normalise, bend, convolve: the pre-activation unit everything is made of.
 
     Parameters
     ----------
@@ -91,35 +64,56 @@ class Unit(nn.Sequential):
         Channels in and out.
     kernel : (x, y, z)
         Extent of the filter [voxel], odd.
+    style : RSUNetArchitecture
+        How to normalise and what bends.
     bias : bool
         Whether the convolution has one.
     """
 
     def __init__(
-        self, before: int, after: int, kernel: tuple[int, int, int], *, bias: bool = False
+        self,
+        before: int,
+        after: int,
+        kernel: tuple[int, int, int],
+        style: RSUNetArchitecture,
+        *,
+        bias: bool = False,
     ) -> None:
         super().__init__(
-            InstanceNorm(before), nn.ReLU(), convolution(before, after, kernel, bias=bias)
+            normalisation(style.norm, before, 3),
+            nn.ReLU() if style.activation == "relu" else nn.ELU(),
+            convolution(before, after, kernel, bias=bias),
         )
 
 
 class ResidualModule(nn.Module):
-    """Four convolutions, the middle two beside an identity.
+    """Three or four convolutions, the second and third beside an identity.
 
     Parameters
     ----------
     before, after : int
         Channels in and out.
+    kernel : (x, y, z)
+        Extent of all filters [voxel].
+    style : RSUNetArchitecture
+        How many convolutions, and of which kind.
     """
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        kernel: tuple[int, int, int],
+        style: RSUNetArchitecture,
+    ) -> None:
         super().__init__()
-        kernel = (3, 3, 3)
-        self.pre = Unit(before, after, kernel)
+        self.pre = Unit(before, after, kernel, style)
         self.residual = nn.Sequential(
-            Unit(after, after, kernel), Unit(after, after, kernel)
+            Unit(after, after, kernel, style), Unit(after, after, kernel, style)
         )
-        self.post = Unit(after, after, kernel)
+        self.post = (
+            Unit(after, after, kernel, style) if style.convolutions == 4 else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module."""
@@ -135,17 +129,23 @@ class Up(nn.Module):
     ----------
     before, after : int
         Channels in and out.
+    mode : {"nearest", "bilinear"}
+        How values between are found.
     """
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(
+        self, before: int, after: int, mode: Literal["nearest", "bilinear"]
+    ) -> None:
         super().__init__()
         self.project = convolution(before, after, (1, 1, 1))
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; projecting first gives the same and is cheaper."""
-        return functional.interpolate(
-            self.project(x), scale_factor=(1, 2, 2), mode="nearest"
-        )
+        x = self.project(x)
+        if self.mode == "nearest":
+            return functional.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
+        return functional.interpolate(x, scale_factor=(1, 2, 2), mode="trilinear")
 
 
 class RSUNet(nn.Module):
@@ -157,34 +157,46 @@ class RSUNet(nn.Module):
 
     Parameters
     ----------
-    widths : sequence of int
-        Channels at each depth, finest first.
+    architecture : RSUNetArchitecture
+        Widths and kinds of layers.
     channels_in, channels_out : int
-        Channels of the image and of the output.
-    fold : (x, y, z)
-        Extent of a folded block [voxel].
+        Channels of the input and of the output.
     """
 
     def __init__(
-        self,
-        widths: Sequence[int],
-        *,
-        channels_in: int = 1,
-        channels_out: int = 3,
-        fold: tuple[int, int, int] = (1, 1, 1),
+        self, architecture: RSUNetArchitecture, channels_in: int, channels_out: int
     ) -> None:
         super().__init__()
-        self.fold = fold
-        block = fold[0] * fold[1] * fold[2]
+        self.fold = architecture.fold.astuple()
+        widths, block = architecture.widths, architecture.fold.product
         pairs = list(itertools.pairwise(widths))
-        plane = (5, 5, 1)
+        plane, cube = (5, 5, 1), (3, 3, 3)
+        kernels = [architecture.top_kernel.astuple(), *(cube for _ in pairs)]
+
+        def module(before: int, after: int, depth: int) -> ResidualModule:
+            return ResidualModule(before, after, kernels[depth], architecture)
+
         self.first = convolution(channels_in * block, widths[0], plane)
-        self.top = ResidualModule(widths[0], widths[0])
+        self.top = module(widths[0], widths[0], 0)
         self.pool = nn.MaxPool3d((1, 2, 2))
-        self.down = nn.ModuleList(ResidualModule(fine, coarse) for fine, coarse in pairs)
-        self.up = nn.ModuleList(Up(coarse, fine) for fine, coarse in pairs)
-        self.merge = nn.ModuleList(ResidualModule(fine, fine) for fine, _ in pairs)
-        self.head = Unit(widths[0], channels_out * block, plane, bias=True)
+        self.down = nn.ModuleList(
+            module(fine, coarse, depth) for depth, (fine, coarse) in enumerate(pairs, 1)
+        )
+        self.up = nn.ModuleList(
+            Up(coarse, fine, architecture.upsampling) for fine, coarse in pairs
+        )
+        self.merge = nn.ModuleList(
+            module(fine, fine, depth) for depth, (fine, _) in enumerate(pairs)
+        )
+        out = channels_out * block
+        self.head = (
+            nn.Sequential(
+                Unit(widths[0], widths[0], plane, architecture),
+                Unit(widths[0], out, (1, 1, 1), architecture, bias=True),
+            )
+            if architecture.pointwise_head
+            else Unit(widths[0], out, plane, architecture, bias=True)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits, (batch, channel, z, y, x), of an image of the same extent."""
@@ -199,17 +211,3 @@ class RSUNet(nn.Module):
         ):
             x = merge(skip + up(x))
         return unfold_pixels(self.head(x).float(), self.fold)
-
-
-def convolution(
-    before: int, after: int, kernel: tuple[int, int, int], *, bias: bool = False
-) -> nn.Conv3d:
-    """Build a convolution that keeps the extent, with He's normal initialisation."""
-    kx, ky, kz = kernel
-    layer = nn.Conv3d(
-        before, after, (kz, ky, kx), padding=(kz // 2, ky // 2, kx // 2), bias=bias
-    )
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

@@ -9,7 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,6 +26,7 @@ from pipeline.runtime.cores import machine_cores, use_threads
 from pipeline.runtime.progress import WaveProgress
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import ATTEMPTS, Run
+from pipeline.runtime.steps import STEPS, STREAM
 from pipeline.stages.base import Stage
 
 _RETRY_PAUSE_S = 1.0
@@ -49,11 +56,53 @@ class Executor(Protocol):
 
 
 def serial(run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress) -> None:
-    """Do the tasks one after another in this process, each with all cores."""
+    """Do the tasks one after another in this process, each with all cores.
+
+    Where the stage streams, the next is read and the last one written meanwhile.
+    """
     one_thread()
     use_threads(machine_cores())
-    for key in keys:
-        progress.add(_attempt(run, stage, key), stage.voxels(stage.task(key)))
+    left = iter(keys)
+    stop, telling = threading.Event(), threading.Lock()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with STEPS.admitted():
+                key = next(left, None)
+                if key is None:
+                    return
+                outcome = _attempt(run, stage, key)
+            with telling:
+                progress.add(outcome, stage.voxels(stage.task(key)))
+
+    in_threads(serve, STREAM if stage.streams else 1, stop)
+
+
+def in_threads(serve: Callable[[], None], count: int, stop: threading.Event) -> None:
+    """Run a loop in this thread and in others beside it; raise what any of them raised.
+
+    Parameters
+    ----------
+    serve : callable
+        The loop.
+    count : int
+        Threads, this one counted.
+    stop : Event
+        Tells all of them to end after the task in hand; set here if one of them raises.
+    """
+
+    def guarded() -> None:
+        try:
+            serve()
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, count - 1)) as threads:
+        others = [threads.submit(guarded) for _ in range(count - 1)]
+        guarded()
+        for other in others:
+            other.result()
 
 
 class Pool:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import (
+    BackendError,
     DataError,
     MissingInputError,
     PermanentError,
@@ -45,6 +46,7 @@ from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
 from pipeline.runtime.cores import threads
 from pipeline.runtime.memory import peak_memory, reset_peak_memory
+from pipeline.runtime.steps import STEPS
 from pipeline.specs import LayerSpec, Record, Region, Value, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Task
 
@@ -209,6 +211,9 @@ class Run:
     def execute(self, stage: Stage, key: ChunkKey, *, again: bool = False) -> Outcome:
         """Do a task, unless it is done.
 
+        In a process that streams, others may be at the steps that this one is not at,
+        unless the stage does not stream.
+
         Raises
         ------
         TransientError
@@ -224,11 +229,15 @@ class Run:
         for read in reads.values():
             if isinstance(read, Region):
                 self._require_written(stage, read)
+        if not stage.streams:
+            STEPS.alone()
         reset_peak_memory()
         started = time.time()
         inputs = {name: self.store.read(read) for name, read in reads.items()}
+        waited = STEPS.compute()
         value = stage.process(task, **inputs)
         del inputs
+        waited += STEPS.write()
         target = stage.target(task)
         spec = self.specs[target.layer]
         value = cut_halo(stage, task, target, spec, value)
@@ -247,7 +256,7 @@ class Run:
                 },
                 "objects": objects,
                 "voxels": stage.voxels(task),
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(time.time() - started - waited, 3),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 "peak_memory": peak_memory(),
                 "host": platform.node(),
@@ -310,6 +319,8 @@ class Run:
             Up to the fourth time.
         RootError, StaleOutputError
             The root is full, read-only or another's: no task can go on.
+        BackendError
+            This machine cannot compute the net; another may.
         """
         path = self._path(stage, "attempts", key)
         starts = 1
@@ -325,6 +336,9 @@ class Run:
                 self.store.delete_document(path)
                 return "failed"
             self.store.put_json(path, {"starts": starts, "host": platform.node()})
+            if starts > 1:
+                # It may have killed its worker: lest it take others with it again.
+                STEPS.alone()
         try:
             outcome: str = self.execute(stage, key)
         except TransientError as error:
@@ -332,8 +346,8 @@ class Run:
                 raise
             self.park(stage, key, error, starts)
             outcome = "failed"
-        except (RootError, StaleOutputError):
-            # The whole run is in trouble, not this task.
+        except (RootError, StaleOutputError, BackendError):
+            # The whole run is in trouble, or this worker; not this task.
             raise
         except Exception as error:
             self.park(stage, key, error, starts)

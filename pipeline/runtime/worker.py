@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.errors import (
+    BackendError,
     MissingInputError,
     PermanentError,
     RootError,
@@ -24,9 +25,10 @@ from pipeline.errors import (
 from pipeline.geometry import ChunkKey
 from pipeline.layers.store import Store
 from pipeline.runtime.cores import machine_cores, use_threads
-from pipeline.runtime.executors import one_thread
+from pipeline.runtime.executors import in_threads, one_thread
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
+from pipeline.runtime.steps import STEPS, STREAM
 
 log = logging.getLogger("em.worker")
 
@@ -72,8 +74,9 @@ def work(
 ) -> int:
     """Do tasks from a queue until told to stop.
 
-    SIGTERM and SIGINT let the task in hand end first. A task that raises a
-    `TransientError` is not acknowledged: its lease lapses and it comes again.
+    SIGTERM and SIGINT let the tasks in hand end first: one, or where a stage streams one
+    at each step. A task that raises a `TransientError` is not acknowledged: its lease
+    lapses and it comes again.
 
     Parameters
     ----------
@@ -99,35 +102,62 @@ def work(
     use_threads(threads)
     queue = TaskQueue(queue_url)
     stop = threading.Event()
-    count = 0
+    counting = threading.Lock()
+    begun, ended = 0, 0
+
+    def serve() -> None:
+        nonlocal begun, ended
+        while not stop.is_set():
+            with STEPS.admitted():
+                if stop.is_set() or (max_tasks is not None and begun >= max_tasks):
+                    return
+                message = queue.lease(lease_s)
+                if message is None:
+                    if until_empty and queue.is_empty():
+                        return
+                    stop.wait(_IDLE_S)
+                    continue
+                with counting:
+                    begun += 1
+                outcome = _done(queue, message, lease_s)
+                with counting:
+                    if outcome is None:
+                        begun -= 1
+                        continue
+                    ended += 1
+                    if on_task is not None:
+                        on_task(outcome)
+
     with _stopping_at_signals(stop):
-        while not stop.is_set() and (max_tasks is None or count < max_tasks):
-            message = queue.lease(lease_s)
-            if message is None:
-                if until_empty and queue.is_empty():
-                    break
-                stop.wait(_IDLE_S)
-                continue
-            started = time.monotonic()
-            try:
-                with _renewing(queue, message, lease_s):
-                    outcome = str(message())
-            except TransientError as error:
-                log.warning(_event("again", message, started, reason=str(error)))
-                continue
-            except (RootError, StaleOutputError) as error:
-                log.error(_event("stopped", message, started, reason=str(error)))
-                raise
-            except PermanentError as error:
-                # The message is of no run, so there is nowhere to park it.
-                log.error(_event("dropped", message, started, reason=str(error)))
-                outcome = "dropped"
-            queue.delete(message)
-            count += 1
-            log.info(_event(outcome, message, started))
-            if on_task is not None:
-                on_task(outcome)
-    return count
+        in_threads(serve, STREAM, stop)
+    return ended
+
+
+def _done(queue: TaskQueue, message: Any, lease_s: int) -> str | None:
+    """Do the task of a message; return its outcome, or None if it is to come again.
+
+    Raises
+    ------
+    RootError, StaleOutputError, BackendError
+        If the worker cannot go on.
+    """
+    started = time.monotonic()
+    try:
+        with _renewing(queue, message, lease_s):
+            outcome = str(message())
+    except TransientError as error:
+        log.warning(_event("again", message, started, reason=str(error)))
+        return None
+    except (RootError, StaleOutputError, BackendError) as error:
+        log.error(_event("stopped", message, started, reason=str(error)))
+        raise
+    except PermanentError as error:
+        # The message is of no run, so there is nowhere to park it.
+        log.error(_event("dropped", message, started, reason=str(error)))
+        outcome = "dropped"
+    queue.delete(message)
+    log.info(_event(outcome, message, started))
+    return outcome
 
 
 def serve(pool: str) -> None:

@@ -4,17 +4,22 @@ from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
 from pipeline.stages.downsample import Downsample
+from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
+from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.overlaps import Overlaps
 from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.relabel import Relabel
+from pipeline.stages.semantic import Semantic
 from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
 from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
 
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
     "affinities": Affinities,
+    "masks": Masks,
+    "semantic": Semantic,
     "basins": Basins,
     "basin_graph": BasinGraphs,
     "supervoxel_table": SupervoxelTable,
@@ -28,5 +33,6 @@ STAGES: dict[str, type[Stage]] = {
     "skeleton_fragments": SkeletonFragments,
     "skeletons": CenterlineSkeletons,
     "overlaps": Overlaps,
+    "image_quality": ImageQuality,
 }
 """The table of stages: what ``use`` may say in a recipe."""

@@ -125,6 +125,9 @@ class Stage(BaseModel, ABC):
     """Whether the result is the same for every chunking, or only joins at the seams."""
     bytes_per_voxel: ClassVar[float] = 8.0
     """Working memory beyond inputs and output [byte per voxel read]."""
+    streams: ClassVar[bool] = False
+    """Whether the next task is read and the last one written while one computes; `memory`
+    counts both."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something is, and not what."""
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {}

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import torch
 
 from pipeline.errors import ModelError
 from pipeline.nets.config import CONFIG_FILE, ModelConfig
 from pipeline.nets.model import build_net, pack_weights
-from pipeline.training.trainer import read_checkpoint, read_log
+from pipeline.training.checkpoint import read_checkpoint, read_log, replace_file
+from pipeline.training.pictures import CURVES_FILE, draw_curves
 
-CURVES_FILE = "training.png"
 
-
-def export(directory: Path, folder: Path) -> ModelConfig:
-    """Write a model's weights, and their checksum into its `model.toml`.
+def export(directory: Path, folder: Path, *, half: bool = False) -> ModelConfig:
+    """Write a model's weights, their checksum into its `model.toml`, and the curves.
 
     Parameters
     ----------
@@ -27,6 +24,9 @@ def export(directory: Path, folder: Path) -> ModelConfig:
         The model's folder, which holds `model.toml`.
     folder : Path
         The training's folder; the averaged weights of its checkpoint are taken.
+    half : bool
+        Whether filters are written as bfloat16, in half the bytes. To a net that computes
+        in bfloat16 they are the same.
 
     Returns
     -------
@@ -49,6 +49,10 @@ def export(directory: Path, folder: Path) -> ModelConfig:
             f"the checkpoint in {folder} does not fit the net in {path}: {error}; "
             "export it to the model that it was trained for"
         ) from error
+    if half:
+        weights = {
+            name: w.to(torch.bfloat16) if w.ndim > 1 else w for name, w in weights.items()
+        }
     content = pack_weights(weights)
     text, found = re.subn(
         r'(?m)^sha256 = ".*"$',
@@ -58,38 +62,8 @@ def export(directory: Path, folder: Path) -> ModelConfig:
     )
     if not found:
         raise ModelError(f'{path} has no line for the checksum; add sha256 = ""')
-    _replace(directory / config.weights, content)
-    _replace(path, text.encode())
+    replace_file(directory / config.weights, content)
+    replace_file(path, text.encode())
+    if log := read_log(folder):
+        draw_curves(log, directory / CURVES_FILE)
     return ModelConfig.load(directory)
-
-
-def draw_curves(folder: Path, to: Path) -> None:
-    """Draw loss, validation and accuracy over the steps of a training.
-
-    Parameters
-    ----------
-    folder : Path
-        The training's folder, which holds its log.
-    to : Path
-        The PNG to write.
-    """
-    log = read_log(folder)
-    steps = [entry["step"] for entry in log]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
-    loss.plot(steps, [e["loss"] for e in log], label="training, altered patches")
-    loss.plot(steps, [e["validation_balanced"] for e in log], label="validation")
-    loss.set(xlabel="step", ylabel="balanced cross entropy [nat]")
-    loss.legend()
-    for axis, name in enumerate("xyz"):
-        accuracy.plot(steps, [e["validation_accuracy"][axis] for e in log], label=name)
-    accuracy.set(xlabel="step", ylabel="balanced accuracy, validation")
-    accuracy.legend()
-    figure.savefig(to, dpi=110)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -39,7 +39,6 @@ Entry: TypeAlias = dict[str, Any]
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [24.0, 24.0, 40.0]
 sha256 = "{sha256}"
 
@@ -52,8 +51,23 @@ mean = 128.0
 std = 50.0
 
 [inference]
-patch = [24, 20, 10]
+patch = [20, 20, 10]
 overlap = [8, 8, 4]
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+[[head]]
+name = "wrappings"
+kind = "masks"
+channels = ["vessel wall", "myelin"]
+
+[[head]]
+name = "semantic"
+kind = "classes"
+channels = ["glia", "axon", "unknown", "soma"]
 """
 
 
@@ -240,6 +254,20 @@ def _affinities(dtype: str) -> Callable[[Vec3, World], list[Entry]]:
     return entries
 
 
+def _predicted(use: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        (entry,) = _affinities("uint8")(chunk, world)
+        del entry["dtype"]
+        return [{**entry, "use": use, **fields}]
+
+    return entries
+
+
+def _turned(chunk: Vec3, world: World) -> list[Entry]:
+    (entry,) = _affinities("uint8")(chunk, world)
+    return [{**entry, "turns": 8, "batch": 3}]
+
+
 def _coarse_affinities(chunk: Vec3, world: World) -> list[Entry]:
     """Predict at mip 1 of an image; that is the finest mip of the affinities."""
     bounds = BOUNDS.coarser(Vec3(2, 2, 1))
@@ -418,6 +446,10 @@ def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "overlaps", "output": "overlaps", **pair}]
 
 
+def _image_quality(chunk: Vec3, world: World) -> list[Entry]:
+    return [{"use": "image_quality", "output": "quality", "image": "image"}]
+
+
 # -- what is compared -----------------------------------------------------------------
 
 
@@ -451,7 +483,18 @@ def agglomerated(run: Run) -> dict[str, Any]:
 
 def overlaps(run: Run) -> Table:
     """Read the record at the top of the octree."""
-    stage: Any = run.recipe.stage("overlaps")
+    return _top(run, "overlaps")
+
+
+def qualities(run: Run) -> Table:
+    """Read what every section is like, but for its pixels, as many in one as in another."""
+    table = _top(run, "quality")
+    assert (table["pixels"] == SHAPE.x * SHAPE.y).all()
+    return {name: column for name, column in table.items() if name != "pixels"}
+
+
+def _top(run: Run, output: str) -> Table:
+    stage: Any = run.recipe.stage(output)
     table: Table = run.store.read(stage.root)
     return table
 
@@ -531,6 +574,15 @@ EXAMPLES: dict[str, Example] = {
     "ingest sharded": Example(_sharded, _volume_of("copy")),
     "affinities": Example(_affinities("uint8"), _volume_of("predicted")),
     "affinities float32": Example(_affinities("float32"), _volume_of("predicted")),
+    "affinities masked": Example(
+        _predicted("affinities", image_mask="mask", output_mask="classes"),
+        _volume_of("predicted"),
+    ),
+    "affinities turned": Example(_turned, _volume_of("predicted")),
+    "masks": Example(
+        _predicted("masks", head="wrappings", channel="myelin"), _volume_of("predicted")
+    ),
+    "semantic": Example(_predicted("semantic", least=0.3), _volume_of("predicted")),
     "affinities of a mip": Example(_coarse_affinities, _volume_of("predicted")),
     "basins": Example(**_to_supervoxels(1)),
     "basin_graph": Example(**_to_supervoxels(2)),
@@ -556,5 +608,6 @@ EXAMPLES: dict[str, Example] = {
         _centerlines("skeleton_fragments", "skeletons"), written_components
     ),
     "overlaps": Example(_overlaps, overlaps),
+    "image_quality": Example(_image_quality, qualities),
 }
 """Examples by name: that of the stage, and what is special about it."""

@@ -124,6 +124,19 @@ def test_peers_agree_on_our_supervoxels(tmp_path):
     assert theirs.facts["supervoxels_grouped_otherwise"] == 0
 
 
+def test_processes_measured_at_once_do_the_same_work(tmp_path):
+    import inputs
+    import segmentation
+    from harness import at_once, best_of
+
+    given = inputs.open_input("phantom_uint8", tmp_path, Vec3(64, 64, 24), "", print)
+    ours = (segmentation.ours, given.path, 1, None)
+    twice = (at_once, segmentation.ours, 2, given.path, 1, None)
+    found = best_of({"ours": ours, "twice": twice}, 1, lambda what: None)
+    assert found["twice"][0].facts["ids"] == found["ours"][0].facts["ids"]
+    assert found["twice"][0].phases.keys() == found["ours"][0].phases.keys()
+
+
 def test_a_missing_figure_meets_no_target():
     from harness import Target, judge
 

@@ -473,12 +473,16 @@ def test_a_model_that_there_is_not(document, tmp_path):
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [8.0, 8.0, 40.0]
 sha256 = "{sha256}"
 architecture = {{ widths = [2], fold = [2, 2, 1] }}
 normalisation = {{ mean = 128.0, std = 50.0 }}
 inference = {{ patch = [16, 16, 8], overlap = [4, 4, 2] }}
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 """
 
 

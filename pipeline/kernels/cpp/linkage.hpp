@@ -22,6 +22,7 @@
 
 #include "flat_map.hpp"
 #include "parallel.hpp"
+#include "sorting.hpp"
 #include "volume.hpp"
 
 namespace em {
@@ -108,6 +109,82 @@ EM_ROW_KERNEL inline void crossings(const SixEdges& six, const LabelRows& labels
   }
 }
 
+// An edge between two components.
+struct ListedEdge {
+  std::uint32_t a, b;
+  std::uint64_t code;
+};
+
+// Lists the greatest edges between each two components, some of them with lesser ones
+// beside them. What is near in the volume is met again soon, so a table that the cache
+// holds finds most of what is met twice.
+class PairEdges {
+ public:
+  // Pairs are told apart in full once the list has `most` entries.
+  explicit PairEdges(std::size_t most) : most_(most) {}
+
+  void put(std::uint32_t i, std::uint32_t j, std::uint64_t code) {
+    const std::uint64_t pair = std::uint64_t{std::min(i, j)} << 32 | std::max(i, j);
+    if (pair == run_.pair) {
+      run_.code = std::max(run_.code, code);
+      return;
+    }
+    end_run();
+    run_ = {pair, code};
+  }
+
+  std::vector<ListedEdge> take() {
+    end_run();
+    for (Entry& entry : recent_) settle(entry);
+    if (all_.size() > 0) gather();
+    all_.for_each(
+        [&](std::uint64_t pair, std::uint64_t code) { append({pair, code}); });
+    return std::move(list_);
+  }
+
+ private:
+  static constexpr int bits = 14;
+  struct Entry {
+    std::uint64_t pair = 0, code = 0;
+  };
+
+  void end_run() {
+    Entry& entry = recent_[(run_.pair * 0x9E3779B97F4A7C15ull) >> (64 - bits)];
+    if (entry.pair != run_.pair) {
+      settle(entry);
+      entry = run_;
+    } else {
+      entry.code = std::max(entry.code, run_.code);
+    }
+    run_ = {};
+  }
+
+  void settle(const Entry& entry) {
+    if (entry.pair == 0) return;
+    append(entry);
+    if (list_.size() >= most_) gather();
+  }
+
+  void append(const Entry& entry) {
+    list_.push_back({static_cast<std::uint32_t>(entry.pair >> 32),
+                     static_cast<std::uint32_t>(entry.pair), entry.code});
+  }
+
+  void gather() {
+    for (const auto& [a, b, code] : list_) {
+      std::uint64_t& kept = all_[std::uint64_t{a} << 32 | b];
+      kept = std::max(kept, code);
+    }
+    list_.clear();
+  }
+
+  std::size_t most_;
+  Entry run_;  // of the last pair, which is often met several times in a row
+  std::vector<Entry> recent_ = std::vector<Entry>(std::size_t{1} << bits);
+  std::vector<ListedEdge> list_;
+  FlatMap<std::uint64_t> all_;
+};
+
 class SpanningForest {
  public:
   explicit SpanningForest(const LabelledChunk& chunk)
@@ -125,11 +202,6 @@ class SpanningForest {
   }
 
  private:
-  struct ListedEdge {
-    std::uint32_t a, b;
-    std::uint64_t code;
-  };
-
   std::uint32_t component(std::uint32_t basin) const {
     return components_.empty() || basin == no_label ? basin : components_[basin];
   }
@@ -146,9 +218,8 @@ class SpanningForest {
       const std::uint32_t* from = chunk_.labels + z * plane;
       std::uint32_t* to = ring.data() + z % 3 * plane;
       const std::uint32_t* table = components_.data();
-      for (std::size_t i = 0; i < plane; ++i) {
-        to[i] = from[i] == no_label ? no_label : table[from[i]];
-      }
+      const auto background = static_cast<std::uint32_t>(chunk_.n_basins);
+      for (std::size_t i = 0; i < plane; ++i) to[i] = table[std::min(from[i], background)];
     };
     const auto labels = [&](std::size_t z) {
       return is_mapped ? ring.data() + z % 3 * plane : chunk_.labels + z * plane;
@@ -190,10 +261,19 @@ class SpanningForest {
                                       const LabelRows& labels) {
         greatest_out(six, labels, row, chunk_.low, x.data(), out.data());
         const std::uint64_t at = 3 * (k * plane + j * row);
-        for_each_nonzero(out.data(), row, [&](std::size_t i) {
-          raise(best[labels.here[i]],
-                edge_code::of(out[i] >> 3, at + 3 * i + offset[out[i] & 7]));
-        });
+        const auto code = [&](std::size_t i) {
+          return edge_code::of(out[i] >> 3, at + 3 * i + offset[out[i] & 7]);
+        };
+        if (chunk_.slabs == 1) {
+          for_each_nonzero(out.data(), row, [&](std::size_t i) {
+            std::uint64_t& kept = best[labels.here[i]];
+            kept = std::max(kept, code(i));
+          });
+        } else {
+          for_each_nonzero(out.data(), row, [&](std::size_t i) {
+            raise(best[labels.here[i]], code(i));
+          });
+        }
       });
     });
     std::vector<std::uint32_t> targets(n_components_);
@@ -214,8 +294,9 @@ class SpanningForest {
       const std::vector<std::uint32_t> merged = contract(best, targets);
       if (components_.empty()) {
         components_ = merged;
+        components_.push_back(no_label);
       } else {
-        for (std::uint32_t& c : components_) c = merged[c];
+        for (std::uint32_t& c : components_) c = c == no_label ? c : merged[c];
       }
     }
     return found;
@@ -261,31 +342,24 @@ class SpanningForest {
 
   std::vector<ListedEdge> listed(std::size_t slab) const {
     const std::size_t row = steps_[1], plane = steps_[2];
-    FlatMap<std::uint64_t> greatest;
+    PairEdges edges(plane * chunk_.planes() / 64 / chunk_.slabs + 1024);
     std::vector<std::uint8_t> crossing(row);
     for_each_labelled_row(slab, [&](std::size_t j, std::size_t k, const SixEdges& six,
                                     const LabelRows& labels) {
       crossings(six, labels, row, chunk_.low, crossing.data());
       const std::uint64_t at = 3 * (k * plane + j * row);
-      const auto put = [&](std::size_t i, std::uint32_t other, std::uint32_t affinity,
-                           std::uint64_t axis) {
-        const auto [a, b] = std::minmax(labels.here[i], other);
-        std::uint64_t& kept = greatest[std::uint64_t{a} << 32 | b];
-        kept = std::max(kept, edge_code::of(affinity, at + 3 * i + axis));
-      };
-      for_each_nonzero(crossing.data(), row, [&](std::size_t i) {
-        if (crossing[i] & 1) put(i, labels.here[i - 1], six.x[i], 0);
-        if (crossing[i] & 2) put(i, labels.below[i], six.y[i], 1);
-        if (crossing[i] & 4) put(i, labels.back[i], six.z[i], 2);
-      });
+      const std::uint32_t* others[3] = {labels.here, labels.below, labels.back};
+      const std::uint32_t* affinities[3] = {six.x, six.y, six.z};
+      for (std::size_t axis = 0; axis < 3; ++axis) {
+        const std::uint32_t *other = others[axis], *affinity = affinities[axis];
+        const std::size_t step = axis == 0 ? 1 : 0;
+        for_each_with_bit(crossing.data(), row, axis, [&](std::size_t i) {
+          edges.put(labels.here[i], other[i - step],
+                    edge_code::of(affinity[i], at + 3 * i + axis));
+        });
+      }
     });
-    std::vector<ListedEdge> list;
-    list.reserve(greatest.size());
-    greatest.for_each([&](std::uint64_t pair, std::uint64_t code) {
-      list.push_back({static_cast<std::uint32_t>(pair >> 32),
-                      static_cast<std::uint32_t>(pair), code});
-    });
-    return list;
+    return edges.take();
   }
 
   // Adds the best edges of the components to the forest and unites what they join.
@@ -316,29 +390,10 @@ class SpanningForest {
   const LabelledChunk& chunk_;
   std::array<std::size_t, 3> steps_;
   std::size_t n_components_;
-  std::vector<std::uint32_t> components_;  // of each basin; empty while each is its own
+  // Of each basin, and of background behind them; empty while each basin is its own.
+  std::vector<std::uint32_t> components_;
   std::vector<std::uint64_t> forest_;
 };
-
-// Sorts edges so that the greatest comes first: by digits from the least on, which keep
-// the order of those before.
-inline void sort_descending(std::vector<std::uint64_t>& codes) {
-  constexpr int bits = 11;
-  constexpr std::size_t n_digits = std::size_t{1} << bits;
-  std::vector<std::uint64_t> other(codes.size());
-  for (int shift = 0; shift < 64; shift += bits) {
-    std::array<std::size_t, n_digits> places{};
-    const auto digit = [&](std::uint64_t code) {
-      return n_digits - 1 - (code >> shift & (n_digits - 1));
-    };
-    for (const std::uint64_t code : codes) ++places[digit(code)];
-    if (std::find(places.begin(), places.end(), codes.size()) != places.end()) continue;
-    std::size_t place = 0;
-    for (std::size_t& n : places) place += std::exchange(n, place);
-    for (const std::uint64_t code : codes) other[places[digit(code)]++] = code;
-    codes.swap(other);
-  }
-}
 
 // Tells the memory that an address is about to be read.
 inline void prefetch([[maybe_unused]] const void* address) {
@@ -416,7 +471,7 @@ inline std::vector<std::uint32_t> link(const LabelledChunk& chunk,
   std::vector<std::uint64_t> forest;
   if (rules.threshold > 0) {
     forest = SpanningForest(chunk).run();
-    sort_descending(forest);
+    sort_by(forest, [](std::uint64_t code) { return ~code; });
   }
   Clusters clusters(sizes, open);
   // Edges come from all over the chunk, so what they need is asked for in advance.

@@ -49,13 +49,6 @@ std::size_t split(const T* values, std::uint32_t n, std::uint32_t* stops) {
   return count + 1;
 }
 
-// Asks for memory that is needed soon: the processor's own guesses end with each page,
-// and a row may be as long as one.
-inline void prefetch(const void* from, std::size_t n_bytes) {
-  const auto* bytes = static_cast<const std::byte*>(from);
-  for (std::size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(bytes + i);
-}
-
 }  // namespace detail
 
 }  // namespace em

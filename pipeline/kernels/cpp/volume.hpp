@@ -25,7 +25,7 @@
 // nothing.
 #ifndef EM_ROW_KERNEL
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define EM_ROW_KERNEL __attribute__((target_clones("avx2", "default")))
+#define EM_ROW_KERNEL __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define EM_ROW_KERNEL
 #endif
@@ -89,6 +89,16 @@ struct Frame {
     return position;
   }
 };
+
+// Asks for memory that is needed soon: the processor's own guesses end with each page,
+// and a row may be as long as one.
+inline void prefetch([[maybe_unused]] const void* from,
+                     [[maybe_unused]] std::size_t n_bytes) {
+#if defined(__GNUC__)
+  const auto* bytes = static_cast<const std::byte*>(from);
+  for (std::size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(bytes + i);
+#endif
+}
 
 enum class AffinityType { uint8, float16, float32 };
 
@@ -228,6 +238,10 @@ class AffinityRows {
   void load(std::size_t axis, std::int64_t y, std::int64_t z, std::uint32_t* to) {
     const std::byte* from = is_contiguous_ ? affinities_.at(box_.start[0], y, z, axis)
                                            : turned(axis, y, z);
+    if (is_contiguous_ && y + 1 < box_.stop[1]) {
+      prefetch(affinities_.at(box_.start[0], y + 1, z, axis),
+               width_ * static_cast<std::size_t>(affinities_.item_size()));
+    }
     switch (affinities_.type) {
       case AffinityType::uint8:
         detail::convert_uint8(from, width_, to);
@@ -429,6 +443,28 @@ void for_each_nonzero(const T* numbers, std::size_t n, const Visit& visit) {
   }
   for (; i < n; ++i) {
     if (numbers[i] != 0) visit(i);
+  }
+}
+
+// Calls visit(i) for each i of a row whose byte has a bit. Bits of 64 places are gathered
+// in a word first, so that there is one branch that is hard to foresee for each word.
+template <class Visit>
+void for_each_with_bit(const std::uint8_t* bytes, std::size_t n, std::size_t place,
+                       const Visit& visit) {
+  constexpr std::uint64_t ones = 0x0101010101010101u, gather = 0x0102040810204080u;
+  for (std::size_t start = 0; start < n; start += 64) {
+    std::uint64_t word = 0;
+    const std::size_t stop = std::min(n, start + 64);
+    std::size_t i = start;
+    for (; i + 8 <= stop; i += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, bytes + i, sizeof eight);
+      word |= ((eight >> place & ones) * gather >> 56) << (i - start);
+    }
+    for (; i < stop; ++i) word |= std::uint64_t{bytes[i] >> place & 1u} << (i - start);
+    for (; word != 0; word &= word - 1) {
+      visit(start + static_cast<std::size_t>(std::countr_zero(word)));
+    }
   }
 }
 

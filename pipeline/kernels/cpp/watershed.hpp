@@ -40,8 +40,9 @@ inline std::uint32_t ranked(std::uint32_t affinity, std::uint32_t choice) {
 // The choices of the n voxels of a row; `high` gets bit a where the edge to the
 // predecessor along axis a is that high.
 EM_ROW_KERNEL inline void choose(const SixEdges& edges, std::size_t n,
-                                 const Thresholds& thresholds, Choice* choices,
-                                 std::uint8_t* high) {
+                                 const Thresholds& thresholds,
+                                 Choice* __restrict choices,
+                                 std::uint8_t* __restrict high) {
   const auto [x, y, z, upper_y, upper_z] = edges;
   const auto at_least = static_cast<std::uint32_t>(thresholds.high);
   const auto above = static_cast<std::uint32_t>(thresholds.low);
@@ -78,6 +79,28 @@ EM_ROW_KERNEL inline void switch_on(const Choice* here, const Choice* below_y,
   }
   for (std::size_t i = 1; i < n; ++i) on[i] |= bit(here[i - 1] == to_upper(0), 1);
   on[0] &= static_cast<std::uint8_t>(~1u);
+}
+
+// All ones if a bit is set.
+inline std::uint32_t mask_of(std::uint32_t bits, int place) {
+  return 0u - (bits >> place & 1u);
+}
+
+// The labels below a row along y and along z; of those over edges that are on, the least
+// (`no_label` where there is none) and the most (0 where there is none).
+struct LabelsBelow {
+  const std::uint32_t *y, *z, *least, *most;
+};
+
+EM_ROW_KERNEL inline void look_below(const std::uint8_t* on, const std::uint32_t* below_y,
+                                     const std::uint32_t* below_z, std::size_t n,
+                                     std::uint32_t* least, std::uint32_t* most) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t bits = on[i];
+    const std::uint32_t y = 0u - (bits >> 1 & 1u), z = 0u - (bits >> 2 & 1u);
+    least[i] = std::min(below_y[i] | ~y, below_z[i] | ~z);
+    most[i] = std::max(below_y[i] & y, below_z[i] & z);
+  }
 }
 
 // Sets over a table that several threads use in parts: the root is the smallest member.
@@ -150,6 +173,7 @@ class BasinScan {
     const std::size_t begin = first_plane(slab), end = first_plane(slab + 1);
     std::vector<Choice> choices(plane_), before(row_), nothing(row_);
     std::vector<std::uint8_t> high(row_), on(row_);
+    std::vector<std::uint32_t> least(row_), most(row_);
     const std::vector<std::uint32_t> unlabelled(row_, no_label);
     Box box = core_;
     if (slab > 0) {
@@ -185,39 +209,41 @@ class BasinScan {
           on[i] &= foreground | 3;
         }
       }
-      next = label(on.data(), j > 0 ? row - row_ : unlabelled.data(),
-                   is_first ? unlabelled.data() : row - plane_, row, next);
+      const LabelsBelow below{j > 0 ? row - row_ : unlabelled.data(),
+                              is_first ? unlabelled.data() : row - plane_, least.data(),
+                              most.data()};
+      look_below(on.data(), below.y, below.z, row_, least.data(), most.data());
+      next = label(on.data(), below, row, next);
     });
     n_labels_[slab] = next - static_cast<std::uint32_t>(begin * plane_);
   }
 
   // Labels a row; returns the next provisional label. Which edges are on is hard to
   // foresee, so the labels over them are compared without asking.
-  std::uint32_t label(const std::uint8_t* on, const std::uint32_t* up,
-                      const std::uint32_t* back, std::uint32_t* row, std::uint32_t next) {
+  std::uint32_t label(const std::uint8_t* on, const LabelsBelow& below, std::uint32_t* row,
+                      std::uint32_t next) {
+    std::uint32_t* parents = parents_;
     std::uint32_t last = no_label;
     for (std::size_t i = 0; i < row_; ++i) {
-      const std::uint32_t bits = on[i];
-      const std::uint32_t x = mask_of(bits, 0), y = mask_of(bits, 1), z = mask_of(bits, 2);
-      const std::uint32_t to_x = last, to_y = up[i], to_z = back[i];
-      const std::uint32_t least = std::min({to_x | ~x, to_y | ~y, to_z | ~z});
-      const std::uint32_t most = std::max({to_x & x, to_y & y, to_z & z});
-      last = least;
-      if (most > least && least != no_label) {
-        if (x != 0) last = unite_roots(parents_, last, to_x);
-        if (y != 0) last = unite_roots(parents_, last, to_y);
-        if (z != 0) last = unite_roots(parents_, last, to_z);
-      } else if (least == no_label && bits != 0) {
-        parents_[next] = next;
-        last = next++;
+      const std::uint32_t x = mask_of(on[i], 0);
+      const std::uint32_t least = std::min(last | ~x, below.least[i]);
+      const std::uint32_t most = std::max(last & x, below.most[i]);
+      if (least == no_label) {
+        last = no_label;
+        if (on[i] != 0) {
+          parents[next] = next;
+          last = next++;
+        }
+      } else if (most > least) {
+        const std::uint32_t third = last ^ below.y[i] ^ below.z[i] ^ least ^ most;
+        last = unite_roots(parents, least, most);
+        if ((on[i] & 7) == 7) last = unite_roots(parents, last, third);
+      } else {
+        last = least;
       }
       row[i] = last;
     }
     return next;
-  }
-
-  static std::uint32_t mask_of(std::uint32_t bits, int place) {
-    return 0u - (bits >> place & 1u);
   }
 
   void close_seam(std::size_t slab) {
@@ -274,19 +300,33 @@ class BasinScan {
   std::vector<std::vector<std::uint8_t>> seams_;
 };
 
+EM_ROW_KERNEL inline void name_voxels(const std::uint32_t* labels, std::size_t n,
+                                      const std::uint32_t* names, std::uint32_t background,
+                                      std::uint64_t base, std::uint64_t* out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t name = names[std::min(labels[i], background)];
+    out[i] = name == no_label ? 0 : base + 1 + name;
+  }
+}
+
 // Writes base + 1 + the name of each voxel's basin over the array whose upper half the
 // 32-bit labels are; 0 where the name is `no_label`. What a part writes lies below what
 // the next part reads, and within the lower half there is nothing to be read.
-inline void widen(std::byte* array, std::size_t n, const std::vector<std::uint32_t>& names,
+inline void widen(std::byte* array, std::size_t n, std::vector<std::uint32_t> names,
                   std::uint64_t base, std::size_t threads) {
+  const auto background = static_cast<std::uint32_t>(names.size());
+  names.push_back(no_label);
   const std::byte* narrow = array + n * sizeof(std::uint32_t);
   const auto write = [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      std::uint32_t label;
-      std::memcpy(&label, narrow + i * sizeof label, sizeof label);
-      const std::uint32_t name = label == no_label ? no_label : names[label];
-      const std::uint64_t wide = name == no_label ? 0 : base + 1 + name;
-      std::memcpy(array + i * sizeof wide, &wide, sizeof wide);
+    std::array<std::uint32_t, 512> labels;
+    std::array<std::uint64_t, 512> wide;
+    for (std::size_t i = begin; i < end; i += labels.size()) {
+      const std::size_t count = std::min(labels.size(), end - i);
+      std::memcpy(labels.data(), narrow + i * sizeof(std::uint32_t),
+                  count * sizeof(std::uint32_t));
+      name_voxels(labels.data(), count, names.data(), background, base, wide.data());
+      std::memcpy(array + i * sizeof(std::uint64_t), wide.data(),
+                  count * sizeof(std::uint64_t));
     }
   };
   std::size_t done = 0;
@@ -360,7 +400,7 @@ inline void watershed(const Affinities& affinities, const Frame& frame,
     }
     basins.first = std::move(clusters);
   }
-  widen(array, n, basins.first, base, threads);
+  widen(array, n, std::move(basins.first), base, threads);
 }
 
 }  // namespace em

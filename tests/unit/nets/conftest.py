@@ -8,7 +8,6 @@ from pipeline.nets.model import build_net, load_model, pack_weights
 
 MODEL_TOML = """
 name = "tiny"
-channels = ["x", "y", "z"]
 voxel_size_nm = [6.0, 6.0, 30.0]
 sha256 = ""
 
@@ -24,6 +23,11 @@ std = 50.0
 patch = [16, 12, 6]
 overlap = [6, 4, 2]
 precision = "float32"
+
+[[head]]
+name = "affinities"
+kind = "affinities"
+offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 """
 
 

@@ -56,3 +56,64 @@ def test_the_digest_follows_every_field(tmp_path, model_toml):
 def test_planning_does_not_load_torch():
     code = "import sys, pipeline.nets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_architecture_without_a_name_is_the_residual_net(tmp_path, model_toml):
+    config = ModelConfig.load(write(tmp_path, model_toml))
+    named = model_toml.replace("[architecture]", '[architecture]\nname = "rsunet"')
+    assert ModelConfig.load(write(tmp_path, named)) == config
+    again = ModelConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert again.digest == config.digest
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ('name = "transformer"', "architecture"),
+        ('name = "unet2d"\nfold = [2, 2, 1]', "architecture.unet2d.fold"),
+        ('name = "cleftnet"\nwidths = [4, 6]', "1 steps of pooling"),
+        ("widths = [4, 6]\ntop_kernel = [2, 3, 3]", "has no middle"),
+        ('name = "linknet"\nencoder = 19', "architecture.linknet.encoder"),
+        ('name = "unet2d"\nwidths = [2, 2, 2, 2, 2]', "divide by (16, 16, 1)"),
+    ],
+)
+def test_a_fault_of_an_architecture_is_named(tmp_path, model_toml, written, says):
+    text = model_toml.replace("widths = [4, 6]\nfold = [2, 2, 1]", written)
+    assert text != model_toml
+    with pytest.raises(ModelError) as caught:
+        ModelConfig.load(write(tmp_path, text))
+    assert says in str(caught.value)
+
+
+def test_a_patch_too_small_to_be_normalised_is_refused(tmp_path, model_toml):
+    text = model_toml.replace(
+        "widths = [4, 6]\nfold = [2, 2, 1]", 'name = "unet2d"\nwidths = [4, 6, 8]'
+    )
+    ModelConfig.load(write(tmp_path, text))
+    small = text.replace("[16, 12, 6]", "[4, 4, 6]").replace("[6, 4, 2]", "[0, 0, 0]")
+    assert small != text
+    with pytest.raises(ModelError, match="leaves one value at the coarsest depth"):
+        ModelConfig.load(write(tmp_path, small))
+    batch = small.replace('name = "unet2d"', 'name = "unet2d"\nnorm = "batch"')
+    ModelConfig.load(write(tmp_path, batch))
+
+
+SEMANTIC = """
+[[head]]
+name = "semantic"
+kind = "classes"
+channels = ["soma", "axon"]
+"""
+
+
+def test_an_output_goes_by_head_and_channel(tmp_path, model_toml):
+    config = ModelConfig.load(write(tmp_path, model_toml + SEMANTIC))
+    assert config.channel_of(None) == (0, "affinities/1,0,0")
+    assert config.channel_of("affinities/0,0,1") == (2, "affinities/0,0,1")
+    assert config.channel_of("semantic") == (3, "semantic/soma")
+    assert config.channel_of("semantic/axon") == (4, "semantic/axon")
+    with pytest.raises(ModelError, match="has no channel glia; it has soma and axon"):
+        config.channel_of("semantic/glia")
+    with pytest.raises(ModelError, match="has no head myelin"):
+        config.channel_of("myelin")

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.nets.model import load_model
+from pipeline.geometry import Vec3
+from pipeline.nets.config import Head
+from pipeline.nets.model import activate, load_model
 
 
 def test_loads_the_weights_that_were_saved(model, directory):
@@ -57,3 +59,21 @@ def test_bfloat16_is_close_to_float32(directory):
     assert low.dtype == np.float32
     difference = np.abs(low - exact.probabilities(image)).max()
     assert 0 < difference < 0.1
+
+
+def test_heads_say_what_their_kinds_mean():
+    heads = [
+        Head(name="a", kind="affinities", offsets=(Vec3(1, 0, 0),)),
+        Head(name="c", kind="classes", channels=("x", "y", "z")),
+        Head(name="m", kind="masks", channels=("m",)),
+        Head(name="d", kind="distance", channels=("d",)),
+    ]
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 3, 4, 5)
+    said = activate(heads, logits)
+    assert said.shape == logits.shape
+    for channel in (0, 4):
+        torch.testing.assert_close(said[:, channel], logits[:, channel].sigmoid())
+    torch.testing.assert_close(said[:, 1:4], logits[:, 1:4].softmax(dim=1))
+    torch.testing.assert_close(said[:, 5], logits[:, 5].tanh().clamp(min=0))
+    assert (said[:, 5] == 0).any()

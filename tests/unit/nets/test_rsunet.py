@@ -3,7 +3,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.nets.rsunet import InstanceNorm, RSUNet, fold_pixels, unfold_pixels
+from pipeline.geometry import Vec3
+from pipeline.nets.architectures import RSUNetArchitecture
+from pipeline.nets.blocks import InstanceNorm
+from pipeline.nets.rsunet import RSUNet, fold_pixels, unfold_pixels
 from pipeline.nets.turn import from_torch, to_torch
 
 
@@ -51,7 +54,7 @@ def test_instance_norm_is_that_of_torch():
 
 def test_extent_is_kept_and_every_weight_learns():
     torch.manual_seed(0)
-    net = RSUNet((4, 6, 8), channels_out=3, fold=(2, 2, 1))
+    net = RSUNet(RSUNetArchitecture(widths=(4, 6, 8), fold=Vec3(2, 2, 1)), 1, 3)
     out = net(torch.rand(1, 1, 5, 16, 24))
     assert out.shape == (1, 3, 5, 16, 24)
     assert out.dtype == torch.float32
@@ -62,7 +65,7 @@ def test_extent_is_kept_and_every_weight_learns():
 
 
 def test_a_module_has_four_convolutions_and_skips_add():
-    net = RSUNet((4, 6), channels_out=3)
+    net = RSUNet(RSUNetArchitecture(widths=(4, 6)), 1, 3)
     shapes = [tuple(p.shape[2:]) for n, p in net.named_parameters() if p.ndim == 5]
     assert shapes.count((3, 3, 3)) == 3 * 4
     assert shapes.count((1, 5, 5)) == 2

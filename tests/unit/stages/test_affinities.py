@@ -11,11 +11,12 @@ from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.nets import ModelConfig
 from pipeline.nets.model import build_net, pack_weights
 from pipeline.specs import VolumeSpec
-from pipeline.stages.affinities import Affinities, model_folder
+from pipeline.stages.affinities import Affinities
+from pipeline.stages.prediction import model_folder
 
 TOML = """
 name = "tiny"
-channels = {channels}
+head = [{{ name = "{head}", {says} }}]
 voxel_size_nm = [8.0, 8.0, 40.0]
 sha256 = "{sha256}"
 architecture = {{ widths = [2], fold = [2, 2, 1] }}
@@ -24,9 +25,12 @@ inference = {{ patch = [12, 12, 6], overlap = [4, 4, 2] }}
 """
 
 
-def make_model(folder, channels=("x", "y", "z"), seed=1):
+NEAREST = 'kind = "affinities", offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]'
+
+
+def make_model(folder, head="affinities", says=NEAREST, seed=1):
     folder.mkdir(parents=True)
-    text = TOML.replace("{channels}", str([*channels]))
+    text = TOML.replace("{head}", head).replace("{says}", says)
     (folder / "model.toml").write_text(text.format(sha256=""))
     torch.manual_seed(seed)
     content = pack_weights(build_net(ModelConfig.load(folder)).state_dict())
@@ -140,8 +144,12 @@ def spec(**fields):
 def test_what_is_wrong_is_told_before_it_runs(model, tmp_path):
     assert affinities(model).check({"i": spec()}) == []
     assert "i is uint16" in affinities(model).check({"i": spec(dtype="uint16")})[0]
-    clefts = make_model(tmp_path / "clefts", channels=("cleft",))
-    assert "('cleft',), not the affinities" in affinities(clefts).check({"i": spec()})[0]
+    clefts = make_model(
+        tmp_path / "clefts", "cleft", 'kind = "masks", channels = ["cleft"]'
+    )
+    assert (
+        "gives cleft and no head affinities" in affinities(clefts).check({"i": spec()})[0]
+    )
     (fault,) = affinities(tmp_path / "none").check({"i": spec()})
     assert fault.startswith(f"affinities: there is no model {tmp_path / 'none'}")
 
