@@ -176,8 +176,11 @@ def merge_basins(
 
     joins, cross = all_of("joins"), all_of("cross_pairs")
     cross_affinities, cross_keys = all_of("cross_affinities"), all_of("cross_keys")
-    inner_joins, joined = _behind(port_ids, port_clusters, joins)
-    inner_pairs, met = _behind(port_ids, port_clusters, cross)
+    ports = rows_of(port_ids, np.concatenate([joins, cross]))
+    known = (ports[:, 0] >= 0) & (ports[:, 1] >= 0)
+    joined, met = known[: len(joins)], known[len(joins) :]
+    inner_joins = port_clusters[ports[: len(joins)][joined]]
+    inner_pairs = port_clusters[ports[len(joins) :][met]]
 
     still_open = port_faces != 0
     clusters_of_open = rows_of(ids, port_clusters[still_open])
@@ -335,14 +338,3 @@ def _above_all(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """
     mixed = ids * np.uint64(0x9E3779B97F4A7C15)
     return mixed | np.uint64(_cpp.join_affinity)
-
-
-def _behind(
-    port_ids: NDArray[np.uint64],
-    clusters: NDArray[np.uint64],
-    labels: NDArray[np.uint64],
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the clusters behind pairs of labels that are known, and which these are."""
-    rows = rows_of(port_ids, labels)
-    known = (rows[:, 0] >= 0) & (rows[:, 1] >= 0)
-    return clusters[rows[known]], known

@@ -78,6 +78,11 @@ class EdgeReader {
  public:
   explicit EdgeReader(const Edges& edges) : edges_(edges) {}
 
+  // Tells the memory that an edge is about to be read.
+  void prefetch(std::size_t axis, const Vec3& v) const {
+    em::prefetch(edges_.affinities.at(v[0], v[1], v[2], axis));
+  }
+
   // Of the edge between a voxel and its predecessor along an axis; the voxel is within
   // the limits or follows one that is.
   std::uint32_t operator()(std::size_t axis, const Vec3& v) const {
@@ -228,9 +233,16 @@ class GreatestEdges {
  public:
   // `below` is the slab below, or null. `numbers` gives each number, with `small_bit`
   // where the label is small.
+  // About `expected` edges will be found.
   GreatestEdges(const Edges& edges, std::uint32_t low, const BasinRuns& runs,
-                const BasinRuns* below, const std::vector<std::uint32_t>& numbers)
-      : edges_(edges), low_(low), runs_(runs), below_(below), numbers_(numbers) {}
+                const BasinRuns* below, const std::vector<std::uint32_t>& numbers,
+                std::size_t expected)
+      : edges_(edges),
+        low_(low),
+        runs_(runs),
+        below_(below),
+        numbers_(numbers),
+        greatest_(expected) {}
 
   void measure() {
     const Box& core = edges_.frame.core;
@@ -255,15 +267,32 @@ class GreatestEdges {
         // Beside itself a row has no contacts.
         const std::uint32_t* below = j > 0 ? back - padded : row.data();
         mark_contacts(row.data(), below, back, n, contacts.data());
+        // One step after the other, so that the memory has many requests at a time.
+        touches_.clear();
+        const auto note = [&](std::uint32_t a, std::uint32_t b, std::size_t i,
+                              std::size_t axis) {
+          affinity.prefetch(axis, {core.start[0] + static_cast<std::int64_t>(i), y, z});
+          const auto [lesser, greater] = std::minmax({a & ~small_bit, b & ~small_bit});
+          touches_.push_back({std::uint64_t{lesser} << 32 | greater, 3 * i + axis});
+        };
+        for_each_nonzero(contacts.data(), n, [&](std::size_t i) {
+          if (contacts[i] & 1) note(row[i], row[i - 1], i, 0);
+          if (contacts[i] & 2) note(row[i], below[i], i, 1);
+          if (contacts[i] & 4) note(row[i], back[i], i, 2);
+        });
         const std::uint64_t place =
             3 * n * (rows * static_cast<std::size_t>(z - core.start[2]) + j);
-        for_each_nonzero(contacts.data(), n, [&](std::size_t i) {
-          const Vec3 v{core.start[0] + static_cast<std::int64_t>(i), y, z};
-          const std::uint64_t at = place + 3 * i;
-          if (contacts[i] & 1) put(row[i], row[i - 1], affinity(0, v), at);
-          if (contacts[i] & 2) put(row[i], below[i], affinity(1, v), at + 1);
-          if (contacts[i] & 4) put(row[i], back[i], affinity(2, v), at + 2);
-        });
+        for (Touch& touch : touches_) {
+          const Vec3 v{core.start[0] + static_cast<std::int64_t>(touch.code / 3), y, z};
+          const std::uint32_t found = affinity(touch.code % 3, v);
+          touch.code = found > low_ ? edge_code::of(found, place + touch.code) : 0;
+          greatest_.prefetch(touch.pair);
+        }
+        for (const auto& [pair, code] : touches_) {
+          if (code == 0) continue;
+          std::uint64_t& kept = greatest_[pair];
+          kept = std::max(kept, code);
+        }
         std::copy_n(row.data(), n, back);
       }
     }
@@ -280,12 +309,9 @@ class GreatestEdges {
   const FlatMap<std::uint64_t>& edges() const { return greatest_; }
 
  private:
-  void put(std::uint32_t a, std::uint32_t b, std::uint32_t affinity, std::uint64_t at) {
-    if (affinity <= low_) return;
-    const auto [i, j] = std::minmax({a & ~small_bit, b & ~small_bit});
-    std::uint64_t& kept = greatest_[std::uint64_t{i} << 32 | j];
-    kept = std::max(kept, edge_code::of(affinity, at));
-  }
+  struct Touch {
+    std::uint64_t pair, code;  // the code is a place in the row before it is one
+  };
 
   Edges edges_;
   std::uint32_t low_;
@@ -293,6 +319,7 @@ class GreatestEdges {
   const BasinRuns* below_;
   const std::vector<std::uint32_t>& numbers_;
   FlatMap<std::uint64_t> greatest_;
+  std::vector<Touch> touches_;
 };
 
 // What an edge over a face is: nothing, an edge that is not on, or one that is.
@@ -323,14 +350,14 @@ EM_ROW_KERNEL inline void mark_crossings(const Edges6& upper, const Edges6& lowe
   }
 }
 
-// What crosses the lower faces of a chunk, by numbers of labels.
+// What crosses the lower faces of a chunk, by labels.
 class Crossings {
  public:
   Crossings(const std::uint64_t* labels, const Edges& edges, const Thresholds& thresholds)
       : labels_(labels), edges_(edges), thresholds_(thresholds) {}
 
   // The edges across the lower face of an axis.
-  void cross(std::size_t axis, BasinRuns& numbers) {
+  void cross(std::size_t axis) {
     const Frame& frame = edges_.frame;
     const Vec3& start = frame.core.start;
     if (!frame.has_lower(start, static_cast<int>(axis))) return;
@@ -346,6 +373,7 @@ class Crossings {
       std::vector<std::uint32_t> down, up, along_u, along_v, next_v;
     };
     Side upper{}, lower{};
+    Crossing stretch;  // labels one after the other, which are looked up once
     const EdgeReader affinity(edges_);
     const auto read = [&](std::size_t channel, Vec3 at, std::size_t count,
                           std::vector<std::uint32_t>& row) {
@@ -390,51 +418,70 @@ class Crossings {
       for (std::size_t i = 0; i < n; ++i, label += strides[u]) {
         const std::uint64_t here = *label, below = *(label - strides[axis]);
         if (kinds[i] == 0 || here == 0 || below == 0 || here == below) continue;
-        if (here != stretch_.here || below != stretch_.below) {
-          put(numbers);
-          stretch_ = {here, below, {}};
+        if (here != stretch.here || below != stretch.below) {
+          raise(stretch);
+          stretch = {here, below, 0, 0, false};
         }
-        stretch_.edge.raise({key + i * key_step, upper.down[i], kinds[i] == is_on});
+        stretch.raise(upper.down[i], key + i * key_step, kinds[i] == is_on);
       }
     }
-    put(numbers);
-    stretch_ = {};
+    raise(stretch);
   }
 
+  // A label in the chunk and one below it, and the greatest edge between them.
   struct Crossing {
-    std::uint64_t key = 0;
+    std::uint64_t here = 0, below = 0, key = 0;
     std::uint32_t affinity = 0;
     bool is_join = false;
 
-    void raise(const Crossing& other) {
-      is_join |= other.is_join;
-      if (other.affinity > affinity || (other.affinity == affinity && other.key > key)) {
-        affinity = other.affinity;
-        key = other.key;
+    void raise(std::uint32_t other, std::uint64_t other_key, bool joins) {
+      is_join |= joins;
+      if (other > affinity || (other == affinity && other_key > key)) {
+        affinity = other;
+        key = other_key;
       }
     }
   };
 
-  // By pair, the smaller number in the upper half.
-  const FlatMap<Crossing>& all() const { return crossings_; }
+  // All of them, and empty ones.
+  const std::vector<Crossing>& all() const { return slots_; }
 
  private:
-  void put(BasinRuns& numbers) {
-    if (stretch_.here == 0) return;
-    const auto [a, b] =
-        std::minmax({numbers.number(stretch_.here, 0), numbers.number(stretch_.below, 0)});
-    crossings_[std::uint64_t{a} << 32 | b].raise(stretch_.edge);
+  // Adds what was found of a pair of labels. A table of pairs: one array, linear probing.
+  void raise(const Crossing& found) {
+    if (found.here == 0) return;
+    if (2 * (size_ + 1) > slots_.size()) {
+      std::vector<Crossing> old(std::max(2 * slots_.size(), std::size_t{1024}));
+      old.swap(slots_);
+      for (const Crossing& crossing : old) {
+        if (crossing.here != 0) slot(crossing) = crossing;
+      }
+    }
+    Crossing& kept = slot(found);
+    if (kept.here == 0) {
+      kept = found;
+      ++size_;
+    } else {
+      kept.raise(found.affinity, found.key, found.is_join);
+    }
+  }
+
+  Crossing& slot(const Crossing& wanted) {
+    const std::uint64_t mixed =
+        (wanted.here * 0x9E3779B97F4A7C15ull ^ wanted.below) * 0xD6E8FEB86659FD93ull;
+    std::size_t i = mixed >> 32 & (slots_.size() - 1);
+    while (slots_[i].here != 0 &&
+           (slots_[i].here != wanted.here || slots_[i].below != wanted.below)) {
+      i = (i + 1) & (slots_.size() - 1);
+    }
+    return slots_[i];
   }
 
   const std::uint64_t* labels_;
   Edges edges_;
   Thresholds thresholds_;
-  FlatMap<Crossing> crossings_;
-  // Two labels one after the other, which are looked up once.
-  struct {
-    std::uint64_t here = 0, below = 0;
-    Crossing edge;
-  } stretch_;
+  std::vector<Crossing> slots_;
+  std::size_t size_ = 0;
 };
 
 }  // namespace detail
@@ -471,24 +518,28 @@ inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& aff
     runs[i].renumber(numbers);
   }
 
-  const auto n = static_cast<std::uint32_t>(basins.size());  // later ones are not held
+  const auto n = static_cast<std::uint32_t>(basins.size());
   if (n >= small_bit) {
     throw std::invalid_argument("a chunk with " + std::to_string(n) +
                                 " labels is too large; use at most 2^31 - 1");
   }
   std::vector<std::uint32_t> numbers(n);
+  std::size_t n_small = 0;
   for (std::uint32_t i = 1; i < n; ++i) {
-    numbers[i] = i | (!large || basins[i].size < *large ? small_bit : 0);
+    const bool is_small = !large || basins[i].size < *large;
+    numbers[i] = i | (is_small ? small_bit : 0);
+    n_small += is_small ? 1 : 0;
   }
   std::vector<GreatestEdges> slab_edges;
   for (std::size_t i = 0; i < slabs; ++i) {
     slab_edges.emplace_back(edges, static_cast<std::uint32_t>(thresholds.low), runs[i],
-                            i == 0 ? nullptr : &runs[i - 1], numbers);
+                            i == 0 ? nullptr : &runs[i - 1], numbers,
+                            4 * n_small / slabs);
   }
   in_parallel(slabs, threads, [&](std::size_t i) { slab_edges[i].measure(); });
   for (std::size_t i = 1; i < slabs; ++i) slab_edges[0].add(slab_edges[i]);
   detail::Crossings crossings(labels, edges, thresholds);
-  for (std::size_t axis = 0; axis < 3; ++axis) crossings.cross(axis, runs[0]);
+  for (std::size_t axis = 0; axis < 3; ++axis) crossings.cross(axis);
 
   BasinGraph graph;
   std::vector<std::uint32_t> order;
@@ -533,15 +584,15 @@ inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& aff
     graph.edges.push_back({a, b, code >> edge_code::place_bits,
                            3 * frame.position(v) + edge_code::axis(code)});
   }
-  crossings.all().for_each(
-      [&](std::uint64_t pair, const detail::Crossings::Crossing& crossing) {
-        const auto [a, b] = labels_of(pair);
-        if (crossing.is_join) {
-          graph.joins.push_back({a, b});
-        } else {
-          graph.cross_edges.push_back({a, b, crossing.affinity, crossing.key});
-        }
-      });
+  for (const detail::Crossings::Crossing& crossing : crossings.all()) {
+    const auto [a, b] = std::minmax(crossing.here, crossing.below);
+    if (a == 0) continue;
+    if (crossing.is_join) {
+      graph.joins.push_back({a, b});
+    } else {
+      graph.cross_edges.push_back({a, b, crossing.affinity, crossing.key});
+    }
+  }
   sort_by(graph.joins, [](const auto& pair) { return pair[1]; });
   sort_by(graph.joins, [](const auto& pair) { return pair[0]; });
   sort_descending(graph.cross_edges);
