@@ -132,6 +132,7 @@ class BasinRuns {
     const Box& core = frame_.core;
     const auto width = static_cast<std::uint32_t>(extent(core)[0]);
     std::vector<std::uint32_t> stops(width);
+    runs_.reserve(volume(extent(slab_)) / 4);  // runs are longer as a rule
     const std::uint8_t x_faces[2] = {face(0, false, core.start), face(0, true, last())};
     for (std::int64_t z = slab_.start[2]; z < slab_.stop[2]; ++z) {
       for (std::int64_t y = core.start[1]; y < core.stop[1]; ++y) {

@@ -13,7 +13,7 @@ template <class Value>
 class FlatMap {
  public:
   explicit FlatMap(std::size_t expected = 0) {
-    if (expected > 0) allocate(std::bit_ceil(expected * 2));
+    if (expected > 0) allocate(std::bit_ceil(expected * 8 / 5 + 1));
   }
 
   std::size_t size() const { return size_; }
@@ -33,7 +33,7 @@ class FlatMap {
 
   // The value of a key, made anew if the key is new; valid until the next insertion.
   Value& operator[](std::uint64_t key) {
-    if (2 * (size_ + 1) > slots_.size()) grow();
+    if (8 * (size_ + 1) > 5 * slots_.size()) grow();
     Slot& slot = slots_[probe(key)];
     if (slot.key == 0) {
       slot.key = key;

@@ -19,7 +19,7 @@ class Places {
   static constexpr std::uint32_t none = std::numeric_limits<std::uint32_t>::max();
 
   // Of equal ids the last row counts; 0 is no id.
-  explicit Places(std::span<const std::uint64_t> ids) : rows_(ids.size()) {
+  explicit Places(std::span<const std::uint64_t> ids) : rows_(ids.size() / 4 * 5) {
     for (std::size_t i = 0; i < ids.size(); ++i) {
       if (i + ahead < ids.size()) rows_.prefetch(ids[i + ahead]);
       if (ids[i] != 0) rows_[ids[i]] = static_cast<std::uint32_t>(i);
