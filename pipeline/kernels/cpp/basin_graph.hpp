@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -54,68 +55,69 @@ struct BasinGraph {
 
 namespace detail {
 
-constexpr std::uint32_t small_bit = std::uint32_t{1} << 31;
-
-// Bit a is set where two labels, one of them small, meet along axis a. `here` and the rows
-// below it along y and z hold numbers of labels, 0 for background.
-EM_ROW_KERNEL inline void mark_contacts(const std::uint32_t* here,
-                                        const std::uint32_t* below,
-                                        const std::uint32_t* back, std::size_t n,
-                                        std::uint8_t* out) {
-  const auto touch = [](std::uint32_t a, std::uint32_t b) {
-    return (a != b) & (a != 0) & (b != 0) & ((a | b) >= small_bit);
-  };
-  out[0] = 0;
-  for (std::size_t i = 1; i < n; ++i) out[i] = touch(here[i], here[i - 1]) ? 1 : 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    out[i] |= static_cast<std::uint8_t>((touch(here[i], below[i]) ? 2u : 0u) |
-                                        (touch(here[i], back[i]) ? 4u : 0u));
-  }
-}
-
-// Reads the affinities of single edges; 0 where there is none.
+// Reads the affinities of a few edges; 0 where there is none.
 class EdgeReader {
  public:
   explicit EdgeReader(const Edges& edges) : edges_(edges) {}
 
-  // Tells the memory that an edge is about to be read.
-  void prefetch(std::size_t axis, const Vec3& v) const {
-    em::prefetch(edges_.affinities.at(v[0], v[1], v[2], axis));
-  }
-
-  // Of the edge between a voxel and its predecessor along an axis; the voxel is within
-  // the limits or follows one that is.
-  std::uint32_t operator()(std::size_t axis, const Vec3& v) const {
-    const auto& [start, stop] = edges_.limits;
-    if (v[axis] == start[axis] || v[axis] == stop[axis]) return 0;
-    if (edges_.mask != nullptr) {
-      const std::uint8_t* mask = edges_.mask + edges_.frame.index(v[0], v[1], v[2]);
-      // Of a lower voxel that the array lacks, nothing is known.
-      const auto step = v[axis] == 0 ? 0 : edges_.frame.strides()[axis];
-      if (mask[0] == 0 || *(mask - step) == 0) return 0;
-    }
-    const std::byte* from = edges_.affinities.at(v[0], v[1], v[2], axis);
+  // Calls take(i, affinity) for the edges along an axis of n voxels that follow one another
+  // along `along`. The voxels are within the limits or follow some that are.
+  template <class Take>
+  void read(std::size_t axis, const Vec3& first, std::size_t along, std::size_t n,
+            const Take& take) const {
     switch (edges_.affinities.type) {
       case AffinityType::uint8:
-        return static_cast<std::uint32_t>(*from);
+        return read_as<std::uint8_t>(axis, first, along, n, take);
       case AffinityType::float16:
-        return read<std::uint16_t>(from);
-      default:
-        return read<std::int32_t>(from);
+        return read_as<std::uint16_t>(axis, first, along, n, take);
+      case AffinityType::float32:
+        return read_as<std::int32_t>(axis, first, along, n, take);
     }
   }
 
  private:
-  template <class T>
-  static std::uint32_t read(const std::byte* from) {
-    const std::int32_t bits = float_bits<T>(from, 0);
-    if (affinity_margin(bits) < 0) {
-      throw std::invalid_argument("affinities hold " +
-                                  std::to_string(std::bit_cast<float>(bits)) +
-                                  " where the watershed takes numbers in [0, 1]; give those "
-                                  "that the basins were made from");
+  template <class T, class Take>
+  void read_as(std::size_t axis, const Vec3& first, std::size_t along, std::size_t n,
+               const Take& take) const {
+    const auto& [start, stop] = edges_.limits;
+    const std::byte* from = edges_.affinities.at(first[0], first[1], first[2], axis);
+    const auto step = edges_.affinities.strides[along];
+    const auto ends = [&](std::int64_t at) { return at == start[axis] || at == stop[axis]; };
+    if (along != axis && ends(first[axis])) {
+      for (std::size_t i = 0; i < n; ++i) take(i, 0u);
+      return;
     }
-    return fixed_point(bits);
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto offset = static_cast<std::int64_t>(i);
+      const bool is_edge = along != axis || !ends(first[axis] + offset);
+      const bool is_on = is_edge && (edges_.mask == nullptr || is_kept(axis, first, along, i));
+      take(i, is_on ? affinity<T>(from + offset * step) : 0u);
+    }
+  }
+
+  // Whether the mask keeps both ends of an edge.
+  bool is_kept(std::size_t axis, const Vec3& first, std::size_t along, std::size_t i) const {
+    Vec3 v = first;
+    v[along] += static_cast<std::int64_t>(i);
+    const std::uint8_t* mask = edges_.mask + edges_.frame.index(v[0], v[1], v[2]);
+    // Of a lower voxel that the array lacks, nothing is known.
+    return mask[0] != 0 && (v[axis] == 0 || *(mask - edges_.frame.strides()[axis]) != 0);
+  }
+
+  template <class T>
+  static std::uint32_t affinity(const std::byte* from) {
+    if constexpr (sizeof(T) == 1) {
+      return static_cast<std::uint32_t>(*from);
+    } else {
+      const std::int32_t bits = float_bits<T>(from, 0);
+      if (affinity_margin(bits) < 0) {
+        throw std::invalid_argument(
+            "affinities hold " + std::to_string(std::bit_cast<float>(bits)) +
+            " where the watershed takes numbers in [0, 1]; give those that the basins "
+            "were made from");
+      }
+      return fixed_point(bits);
+    }
   }
 
   Edges edges_;
@@ -186,23 +188,12 @@ class BasinRuns {
     for (Run& run : runs_) run.number = numbers[run.number];
   }
 
-  // Writes for each voxel of a row what a table says of its number. There is room for 8
-  // numbers after the row.
-  void expand(std::int64_t y, std::int64_t z, const std::uint32_t* table,
-              std::uint32_t* out) const {
+  // The runs of a row.
+  const Run* row(std::int64_t y, std::int64_t z) const {
     const auto rows = static_cast<std::size_t>(extent(frame_.core)[1]);
     const std::size_t row = rows * static_cast<std::size_t>(z - slab_.start[2]) +
                             static_cast<std::size_t>(y - frame_.core.start[1]);
-    const auto width = static_cast<std::uint32_t>(extent(frame_.core)[0]);
-    const Run* run = runs_.data() + rows_[row];
-    for (std::uint32_t x = 0; x < width; ++run) {
-      const std::uint32_t value = table[run->number];
-      do {
-        std::fill_n(out + x, 8, value);
-        x += 8;
-      } while (x < run->stop);
-      x = run->stop;
-    }
+    return runs_.data() + rows_[row];
   }
 
  private:
@@ -229,72 +220,42 @@ class BasinRuns {
   Recent<std::uint32_t> recent_;
 };
 
-// The greatest edge between each two labels of a slab, one of them small.
+// The greatest edge between each two labels that touch in a slab, or over its upper end,
+// one of them small.
 class GreatestEdges {
  public:
-  // `below` is the slab below, or null. `numbers` gives each number, with `small_bit`
-  // where the label is small.
-  // About `expected` edges will be found.
-  GreatestEdges(const Edges& edges, std::uint32_t low, const BasinRuns& runs,
-                const BasinRuns* below, const std::vector<std::uint32_t>& numbers,
-                std::size_t expected)
-      : edges_(edges),
-        low_(low),
-        runs_(runs),
-        below_(below),
-        numbers_(numbers),
+  // `is_small` says so of each number; about `expected` edges will be found.
+  GreatestEdges(const Edges& edges, std::uint32_t low, const std::vector<BasinRuns>& slabs,
+                const std::vector<std::uint8_t>& is_small, std::size_t expected)
+      : low_(low),
+        core_(edges.frame.core),
+        affinity_(edges),
+        slabs_(slabs),
+        is_small_(is_small),
         greatest_(expected) {}
 
-  void measure() {
-    const Box& core = edges_.frame.core;
-    const auto n = static_cast<std::size_t>(extent(core)[0]);
-    const auto rows = static_cast<std::size_t>(extent(core)[1]);
-    const std::size_t padded = n + 8;
-    const EdgeReader affinity(edges_);
-    std::vector<std::uint32_t> plane(padded * rows), row(padded);
-    std::vector<std::uint8_t> contacts(n);
-    if (below_ != nullptr) {
-      for (std::size_t j = 0; j < rows; ++j) {
-        below_->expand(core.start[1] + static_cast<std::int64_t>(j),
-                       runs_.slab().start[2] - 1, numbers_.data(),
-                       plane.data() + padded * j);
-      }
-    }
-    for (std::int64_t z = runs_.slab().start[2]; z < runs_.slab().stop[2]; ++z) {
-      for (std::size_t j = 0; j < rows; ++j) {
-        const std::int64_t y = core.start[1] + static_cast<std::int64_t>(j);
-        runs_.expand(y, z, numbers_.data(), row.data());
-        std::uint32_t* back = plane.data() + padded * j;
-        // Beside itself a row has no contacts.
-        const std::uint32_t* below = j > 0 ? back - padded : row.data();
-        mark_contacts(row.data(), below, back, n, contacts.data());
-        // One step after the other, so that the memory has many requests at a time.
-        touches_.clear();
-        const auto note = [&](std::uint32_t a, std::uint32_t b, std::size_t i,
-                              std::size_t axis) {
-          affinity.prefetch(axis, {core.start[0] + static_cast<std::int64_t>(i), y, z});
-          const auto [lesser, greater] = std::minmax({a & ~small_bit, b & ~small_bit});
-          touches_.push_back({std::uint64_t{lesser} << 32 | greater, 3 * i + axis});
+  // Runs of small labels are held against the rows beside them; what they share with
+  // another small one is noted once, from its upper side.
+  void measure(std::size_t slab) {
+    const auto& [start, stop] = slabs_[slab].slab();
+    for (std::int64_t z = start[2]; z < stop[2]; ++z) {
+      for (std::int64_t y = start[1]; y < stop[1]; ++y) {
+        std::array<Beside, 4> beside;
+        std::size_t n_beside = 0;
+        const auto lay_beside = [&](std::size_t axis, bool is_lower) {
+          Vec3 first{0, y, z};
+          first[axis] += is_lower ? -1 : 1;
+          if (first[axis] < core_.start[axis] || first[axis] >= core_.stop[axis]) return;
+          const bool is_below = first[2] < start[2], is_above = first[2] >= stop[2];
+          const BasinRuns& runs = slabs_[is_below ? slab - 1 : is_above ? slab + 1 : slab];
+          beside[n_beside++] = {runs.row(first[1], first[2]), 0, axis, is_lower};
         };
-        for_each_nonzero(contacts.data(), n, [&](std::size_t i) {
-          if (contacts[i] & 1) note(row[i], row[i - 1], i, 0);
-          if (contacts[i] & 2) note(row[i], below[i], i, 1);
-          if (contacts[i] & 4) note(row[i], back[i], i, 2);
-        });
-        const std::uint64_t place =
-            3 * n * (rows * static_cast<std::size_t>(z - core.start[2]) + j);
-        for (Touch& touch : touches_) {
-          const Vec3 v{core.start[0] + static_cast<std::int64_t>(touch.code / 3), y, z};
-          const std::uint32_t found = affinity(touch.code % 3, v);
-          touch.code = found > low_ ? edge_code::of(found, place + touch.code) : 0;
-          greatest_.prefetch(touch.pair);
+        for (const std::size_t axis : {1, 2}) {
+          for (const bool is_lower : {true, false}) lay_beside(axis, is_lower);
         }
-        for (const auto& [pair, code] : touches_) {
-          if (code == 0) continue;
-          std::uint64_t& kept = greatest_[pair];
-          kept = std::max(kept, code);
-        }
-        std::copy_n(row.data(), n, back);
+        touches_.clear();
+        note(slabs_[slab].row(y, z), std::span(beside).first(n_beside));
+        add(y, z);
       }
     }
   }
@@ -310,15 +271,84 @@ class GreatestEdges {
   const FlatMap<std::uint64_t>& edges() const { return greatest_; }
 
  private:
-  struct Touch {
-    std::uint64_t pair, code;  // the code is a place in the row before it is one
+  // A row beside another along an axis, and how far it was followed.
+  struct Beside {
+    const Run* run;
+    std::uint32_t start;
+    std::size_t axis;
+    bool is_lower;
   };
 
-  Edges edges_;
+  // Two labels that touch from start to stop of a row. The edges are those of the voxels
+  // of that row, or of the row above it along the axis.
+  struct Touch {
+    std::uint64_t pair, code;
+    std::uint32_t start, stop;
+    std::size_t axis;
+    bool is_lower;
+  };
+
+  // Notes where runs of a row touch others.
+  void note(const Run* run, std::span<Beside> beside) {
+    const auto width = static_cast<std::uint32_t>(extent(core_)[0]);
+    const auto touch = [&](std::uint32_t a, std::uint32_t b, std::uint32_t start,
+                           std::uint32_t stop, std::size_t axis, bool is_lower) {
+      const std::uint64_t pair = std::uint64_t{std::min(a, b)} << 32 | std::max(a, b);
+      touches_.push_back({pair, 0, start, stop, axis, is_lower});
+    };
+    std::uint32_t before = 0;
+    for (std::uint32_t x = 0; x < width; before = run->number, x = run->stop, ++run) {
+      const std::uint32_t number = run->number;
+      const bool is_small = is_small_[number];
+      if ((is_small && before != 0) || (is_small_[before] && number != 0)) {
+        touch(before, number, x, x + 1, 0, true);
+      }
+      if (!is_small) continue;
+      for (Beside& row : beside) {
+        while (row.run->stop <= x) row.start = row.run++->stop;
+        while (true) {
+          const auto [end, other] = *row.run;
+          if (other != number && other != 0 && (row.is_lower || !is_small_[other])) {
+            touch(number, other, std::max(row.start, x), std::min(end, run->stop), row.axis,
+                  row.is_lower);
+          }
+          if (end >= run->stop) break;
+          row.start = row.run++->stop;
+        }
+      }
+    }
+  }
+
+  // Adds what was noted in a row; one step after the other, so that the memory has many
+  // requests at a time.
+  void add(std::int64_t y, std::int64_t z) {
+    const Vec3 size = extent(core_);
+    for (Touch& touch : touches_) {
+      Vec3 upper{core_.start[0] + touch.start, y, z};
+      upper[touch.axis] += touch.is_lower ? 0 : 1;
+      const std::uint64_t place = static_cast<std::uint64_t>(
+          3 * (touch.start + size[0] * (upper[1] - core_.start[1] +
+                                        size[1] * (upper[2] - core_.start[2]))));
+      affinity_.read(touch.axis, upper, 0, touch.stop - touch.start,
+                     [&](std::size_t i, std::uint32_t found) {
+                       const std::uint64_t code =
+                           edge_code::of(found, place + 3 * i + touch.axis);
+                       if (found > low_) touch.code = std::max(touch.code, code);
+                     });
+      greatest_.prefetch(touch.pair);
+    }
+    for (const Touch& touch : touches_) {
+      if (touch.code == 0) continue;
+      std::uint64_t& kept = greatest_[touch.pair];
+      kept = std::max(kept, touch.code);
+    }
+  }
+
   std::uint32_t low_;
-  const BasinRuns& runs_;
-  const BasinRuns* below_;
-  const std::vector<std::uint32_t>& numbers_;
+  Box core_;
+  EdgeReader affinity_;
+  const std::vector<BasinRuns>& slabs_;
+  const std::vector<std::uint8_t>& is_small_;
   FlatMap<std::uint64_t> greatest_;
   std::vector<Touch> touches_;
 };
@@ -376,10 +406,11 @@ class Crossings {
     Side upper{}, lower{};
     Crossing stretch;  // labels one after the other, which are looked up once
     const EdgeReader affinity(edges_);
-    const auto read = [&](std::size_t channel, Vec3 at, std::size_t count,
+    const auto read = [&](std::size_t channel, const Vec3& at, std::size_t count,
                           std::vector<std::uint32_t>& row) {
       row.resize(n + 1);
-      for (std::size_t i = 0; i < count; ++i, ++at[u]) row[i] = affinity(channel, at);
+      affinity.read(channel, at, u, count,
+                    [&](std::size_t i, std::uint32_t found) { row[i] = found; });
     };
     const auto six = [&](const Side& side) {
       Edges6 edges;
@@ -494,7 +525,7 @@ inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& aff
                               const Frame& frame, const std::uint8_t* mask,
                               const Thresholds& thresholds,
                               std::optional<std::uint64_t> large, std::size_t threads) {
-  using detail::BasinRuns, detail::GreatestEdges, detail::small_bit;
+  using detail::BasinRuns, detail::GreatestEdges;
   const Edges edges{affinities, frame, frame.limits(), mask};
   const auto planes = static_cast<std::size_t>(extent(frame.core)[2]);
   const std::size_t slabs = std::min(threads, planes);
@@ -520,24 +551,18 @@ inline BasinGraph basin_graph(const std::uint64_t* labels, const Affinities& aff
   }
 
   const auto n = static_cast<std::uint32_t>(basins.size());
-  if (n >= small_bit) {
-    throw std::invalid_argument("a chunk with " + std::to_string(n) +
-                                " labels is too large; use at most 2^31 - 1");
-  }
-  std::vector<std::uint32_t> numbers(n);
+  std::vector<std::uint8_t> is_small(n);
   std::size_t n_small = 0;
   for (std::uint32_t i = 1; i < n; ++i) {
-    const bool is_small = !large || basins[i].size < *large;
-    numbers[i] = i | (is_small ? small_bit : 0);
-    n_small += is_small ? 1 : 0;
+    is_small[i] = !large || basins[i].size < *large;
+    n_small += is_small[i];
   }
   std::vector<GreatestEdges> slab_edges;
   for (std::size_t i = 0; i < slabs; ++i) {
-    slab_edges.emplace_back(edges, static_cast<std::uint32_t>(thresholds.low), runs[i],
-                            i == 0 ? nullptr : &runs[i - 1], numbers,
-                            4 * n_small / slabs);
+    slab_edges.emplace_back(edges, static_cast<std::uint32_t>(thresholds.low), runs,
+                            is_small, 4 * n_small / slabs);
   }
-  in_parallel(slabs, threads, [&](std::size_t i) { slab_edges[i].measure(); });
+  in_parallel(slabs, threads, [&](std::size_t i) { slab_edges[i].measure(i); });
   for (std::size_t i = 1; i < slabs; ++i) slab_edges[0].add(slab_edges[i]);
   detail::Crossings crossings(labels, edges, thresholds);
   for (std::size_t axis = 0; axis < 3; ++axis) crossings.cross(axis);
