@@ -385,8 +385,7 @@ def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     out = np.empty_like(probabilities, np.uint8)
     # Channel by channel, so that what is in between takes little.
-    for said, byte in zip(
-        np.moveaxis(probabilities, -1, 0), np.moveaxis(out, -1, 0), strict=True
-    ):
-        np.rint(said * np.float32(255), out=byte, casting="unsafe")
+    for c in range(probabilities.shape[-1]):
+        said = probabilities[..., c] * np.float32(255)
+        np.rint(said, out=out[..., c], casting="unsafe")
     return out
