@@ -53,6 +53,7 @@ def test_codes_are_as_dashboards_know_them():
         "StaleOutputError": "stale-output",
         "RootError": "root",
         "ModelError": "model",
+        "TrainingError": "training",
         "BackendError": "backend",
         "MemoryLimitError": "memory-limit",
         "TaskError": "task",
