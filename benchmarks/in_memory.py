@@ -109,10 +109,23 @@ def _ids(bounds: Bbox) -> VolumeSpec:
     )
 
 
-def run(stages: Sequence[Stage], layers: Layers, meter: Meter) -> None:
+def run(
+    stages: Sequence[Stage], layers: Layers, meter: Meter, *, by_task: bool = False
+) -> None:
     """Run stages to the end; only what they compute is measured, by output and level.
 
-    The memory of a task counts from its inputs on.
+    Parameters
+    ----------
+    stages : sequence of Stage
+        In their order.
+    layers : Layers
+        What they read, and where they write.
+    meter : Meter
+        Told the costs.
+    by_task : bool
+        Whether free memory is given back to the system before each task, and its memory
+        counts from its inputs on. No worker does so, and it makes the system clear the
+        same pages again for every task.
     """
     for stage in stages:
         waves = stage.plan()
@@ -121,7 +134,8 @@ def run(stages: Sequence[Stage], layers: Layers, meter: Meter) -> None:
             for key in wave:
                 task = stage.task(key)
                 inputs = {name: layers.read(r) for name, r in stage.reads(task).items()}
-                meter.rebase()
+                if by_task:
+                    meter.rebase()
                 with meter.phase(name):
                     value = stage.process(task, **inputs)
                 layers.write(stage, stage.target(task), value)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,19 +111,31 @@ def _segment(
 
 
 def stages(path: Path, chunk: Vec3) -> Outcome:
-    """Segment the volume in chunks, by the stages and with all that joins chunks."""
+    """Segment the volume in chunks, by the stages and with all that joins chunks.
+
+    Time is that of a worker, which keeps its memory from task to task; memory is measured
+    in a second pass.
+    """
     cropped = _cropped(path)
     _by_stages(cropped, Vec3.of(cropped.shape[:3]).ceil_div(2), Meter())
     affinities = np.load(path)
-    meter = Meter()
-    segments = _by_stages(affinities, chunk, meter)
-    return meter.outcome(voxels_of_chunk=chunk.product, **_checksums(segments))
+    time, memory = Meter(), Meter()
+    facts = _checksums(_by_stages(affinities, chunk, time))
+    _by_stages(affinities, chunk, memory, by_task=True)
+    peaks = memory.outcome(voxels_of_chunk=chunk.product, **facts)
+    phases = {
+        name: replace(cost, peak_bytes=peaks.phases[name].peak_bytes)
+        for name, cost in time.phases.items()
+    }
+    return Outcome(phases, peaks.facts)
 
 
-def _by_stages(affinities: NDArray[Any], chunk: Vec3, meter: Meter) -> NDArray[np.uint64]:
+def _by_stages(
+    affinities: NDArray[Any], chunk: Vec3, meter: Meter, *, by_task: bool = False
+) -> NDArray[np.uint64]:
     bounds = Bbox.of_shape(affinities.shape[:3])
     layers = Layers(bounds, {"affinities": affinities})
-    run(segmentation_stages(bounds, chunk), layers, meter)
+    run(segmentation_stages(bounds, chunk), layers, meter, by_task=by_task)
     return layers.volumes["segmentation"]
 
 

@@ -176,7 +176,9 @@ def merge_basins(
 
     joins, cross = all_of("joins"), all_of("cross_pairs")
     cross_affinities, cross_keys = all_of("cross_affinities"), all_of("cross_keys")
-    ports = rows_of(port_ids, np.concatenate([joins, cross]))
+    # What one child knows both sides of it has resolved already.
+    among = port_ids if len(children) > 1 else port_ids[:0]
+    ports = rows_of(among, np.concatenate([joins, cross]))
     known = (ports[:, 0] >= 0) & (ports[:, 1] >= 0)
     joined, met = known[: len(joins)], known[len(joins) :]
     inner_joins = port_clusters[ports[: len(joins)][joined]]

@@ -82,21 +82,29 @@ class EdgeReader {
     const auto& [start, stop] = edges_.limits;
     const std::byte* from = edges_.affinities.at(first[0], first[1], first[2], axis);
     const auto step = edges_.affinities.strides[along];
-    const auto ends = [&](std::int64_t at) { return at == start[axis] || at == stop[axis]; };
-    if (along != axis && ends(first[axis])) {
+    if (along != axis && (first[axis] == start[axis] || first[axis] == stop[axis])) {
       for (std::size_t i = 0; i < n; ++i) take(i, 0u);
       return;
     }
-    for (std::size_t i = 0; i < n; ++i) {
-      const auto offset = static_cast<std::int64_t>(i);
-      const bool is_edge = along != axis || !ends(first[axis] + offset);
-      const bool is_on = is_edge && (edges_.mask == nullptr || is_kept(axis, first, along, i));
-      take(i, is_on ? affinity<T>(from + offset * step) : 0u);
+    std::size_t i = 0, last = n;
+    if (along == axis) {
+      if (first[axis] == start[axis]) take(i++, 0u);
+      last = std::min(n, static_cast<std::size_t>(stop[axis] - first[axis]));
     }
+    const auto at = [&](std::size_t k) {
+      return affinity<T>(from + static_cast<std::int64_t>(k) * step);
+    };
+    if (edges_.mask == nullptr) {
+      for (; i < last; ++i) take(i, at(i));
+    } else {
+      for (; i < last; ++i) take(i, is_kept(axis, first, along, i) ? at(i) : 0u);
+    }
+    if (i < n) take(i, 0u);
   }
 
   // Whether the mask keeps both ends of an edge.
-  bool is_kept(std::size_t axis, const Vec3& first, std::size_t along, std::size_t i) const {
+  bool is_kept(std::size_t axis, const Vec3& first, std::size_t along,
+               std::size_t i) const {
     Vec3 v = first;
     v[along] += static_cast<std::int64_t>(i);
     const std::uint8_t* mask = edges_.mask + edges_.frame.index(v[0], v[1], v[2]);
@@ -238,24 +246,34 @@ class GreatestEdges {
   // another small one is noted once, from its upper side.
   void measure(std::size_t slab) {
     const auto& [start, stop] = slabs_[slab].slab();
+    const Vec3 size = extent(core_);
     for (std::int64_t z = start[2]; z < stop[2]; ++z) {
       for (std::int64_t y = start[1]; y < stop[1]; ++y) {
         std::array<Beside, 4> beside;
+        std::array<Upper, 5> uppers;
+        const auto upper = [&](const Vec3& first, std::size_t axis) {
+          const std::int64_t plane = first[2] - core_.start[2];
+          const std::int64_t row = first[1] - core_.start[1] + size[1] * plane;
+          return Upper{first, axis, 3 * static_cast<std::uint64_t>(size[0] * row) + axis};
+        };
+        const Vec3 here{core_.start[0], y, z};
+        uppers[0] = upper(here, 0);
         std::size_t n_beside = 0;
         const auto lay_beside = [&](std::size_t axis, bool is_lower) {
-          Vec3 first{0, y, z};
+          Vec3 first = here;
           first[axis] += is_lower ? -1 : 1;
           if (first[axis] < core_.start[axis] || first[axis] >= core_.stop[axis]) return;
           const bool is_below = first[2] < start[2], is_above = first[2] >= stop[2];
           const BasinRuns& runs = slabs_[is_below ? slab - 1 : is_above ? slab + 1 : slab];
-          beside[n_beside++] = {runs.row(first[1], first[2]), 0, axis, is_lower};
+          beside[n_beside++] = {runs.row(first[1], first[2]), 0, is_lower};
+          uppers[n_beside] = upper(is_lower ? here : first, axis);
         };
         for (const std::size_t axis : {1, 2}) {
           for (const bool is_lower : {true, false}) lay_beside(axis, is_lower);
         }
         touches_.clear();
         note(slabs_[slab].row(y, z), std::span(beside).first(n_beside));
-        add(y, z);
+        add(uppers);
       }
     }
   }
@@ -271,46 +289,51 @@ class GreatestEdges {
   const FlatMap<std::uint64_t>& edges() const { return greatest_; }
 
  private:
-  // A row beside another along an axis, and how far it was followed.
+  // A row beside another along y or z, and how far it was followed.
   struct Beside {
     const Run* run;
     std::uint32_t start;
-    std::size_t axis;
     bool is_lower;
   };
 
-  // Two labels that touch from start to stop of a row. The edges are those of the voxels
-  // of that row, or of the row above it along the axis.
+  // Two labels that touch from start to stop of a row, and that row: it has the upper
+  // voxels of the edges.
   struct Touch {
     std::uint64_t pair, code;
     std::uint32_t start, stop;
+    std::uint8_t row;
+  };
+  // Where a row of upper voxels begins, and the axis of their edges.
+  struct Upper {
+    Vec3 first;
     std::size_t axis;
-    bool is_lower;
+    std::uint64_t place;
   };
 
   // Notes where runs of a row touch others.
   void note(const Run* run, std::span<Beside> beside) {
     const auto width = static_cast<std::uint32_t>(extent(core_)[0]);
     const auto touch = [&](std::uint32_t a, std::uint32_t b, std::uint32_t start,
-                           std::uint32_t stop, std::size_t axis, bool is_lower) {
+                           std::uint32_t stop, std::uint8_t row) {
       const std::uint64_t pair = std::uint64_t{std::min(a, b)} << 32 | std::max(a, b);
-      touches_.push_back({pair, 0, start, stop, axis, is_lower});
+      touches_.push_back({pair, 0, start, stop, row});
     };
     std::uint32_t before = 0;
     for (std::uint32_t x = 0; x < width; before = run->number, x = run->stop, ++run) {
       const std::uint32_t number = run->number;
       const bool is_small = is_small_[number];
       if ((is_small && before != 0) || (is_small_[before] && number != 0)) {
-        touch(before, number, x, x + 1, 0, true);
+        touch(before, number, x, x + 1, 0);
       }
       if (!is_small) continue;
-      for (Beside& row : beside) {
+      for (std::size_t i = 0; i < beside.size(); ++i) {
+        Beside& row = beside[i];
         while (row.run->stop <= x) row.start = row.run++->stop;
         while (true) {
           const auto [end, other] = *row.run;
           if (other != number && other != 0 && (row.is_lower || !is_small_[other])) {
-            touch(number, other, std::max(row.start, x), std::min(end, run->stop), row.axis,
-                  row.is_lower);
+            touch(number, other, std::max(row.start, x), std::min(end, run->stop),
+                  static_cast<std::uint8_t>(1 + i));
           }
           if (end >= run->stop) break;
           row.start = row.run++->stop;
@@ -321,18 +344,15 @@ class GreatestEdges {
 
   // Adds what was noted in a row; one step after the other, so that the memory has many
   // requests at a time.
-  void add(std::int64_t y, std::int64_t z) {
-    const Vec3 size = extent(core_);
+  void add(std::span<const Upper> rows) {
     for (Touch& touch : touches_) {
-      Vec3 upper{core_.start[0] + touch.start, y, z};
-      upper[touch.axis] += touch.is_lower ? 0 : 1;
-      const std::uint64_t place = static_cast<std::uint64_t>(
-          3 * (touch.start + size[0] * (upper[1] - core_.start[1] +
-                                        size[1] * (upper[2] - core_.start[2]))));
-      affinity_.read(touch.axis, upper, 0, touch.stop - touch.start,
+      const Upper& row = rows[touch.row];
+      Vec3 first = row.first;
+      first[0] += touch.start;
+      const std::uint64_t place = row.place + 3 * touch.start;
+      affinity_.read(row.axis, first, 0, touch.stop - touch.start,
                      [&](std::size_t i, std::uint32_t found) {
-                       const std::uint64_t code =
-                           edge_code::of(found, place + 3 * i + touch.axis);
+                       const std::uint64_t code = edge_code::of(found, place + 3 * i);
                        if (found > low_) touch.code = std::max(touch.code, code);
                      });
       greatest_.prefetch(touch.pair);
