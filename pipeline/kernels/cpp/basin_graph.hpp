@@ -103,8 +103,7 @@ class EdgeReader {
   }
 
   // Whether the mask keeps both ends of an edge.
-  bool is_kept(std::size_t axis, const Vec3& first, std::size_t along,
-               std::size_t i) const {
+  bool is_kept(std::size_t axis, const Vec3& first, std::size_t along, std::size_t i) const {
     Vec3 v = first;
     v[along] += static_cast<std::int64_t>(i);
     const std::uint8_t* mask = edges_.mask + edges_.frame.index(v[0], v[1], v[2]);
