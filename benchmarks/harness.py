@@ -83,10 +83,10 @@ class Meter:
         self._peak = 0
         self.rebase()
 
-    def rebase(self) -> None:
-        """Count memory from what the process holds now."""
+    def rebase(self, counted: int = 0) -> None:
+        """Count memory from what the process holds now, less what is to count of it."""
         _give_back_freed_memory()
-        self._held = psutil.Process().memory_info().rss
+        self._held = psutil.Process().memory_info().rss - counted
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

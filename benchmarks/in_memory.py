@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from pipeline.stages.base import Stage
 _RECIPE = Path(__file__).parents[1] / "dags/recipes/block.toml"
 
 
-def segmentation_stages(bounds: Bbox, chunk: Vec3, **watershed: float) -> tuple[Stage, ...]:
+def segmentation_stages(
+    bounds: Bbox, chunk: Vec3, *, node_limit_gb: float | None = None, **watershed: float
+) -> tuple[Stage, ...]:
     """Return the stages of the example recipe from affinities to a segmentation.
 
     Parameters
@@ -28,6 +31,8 @@ def segmentation_stages(bounds: Bbox, chunk: Vec3, **watershed: float) -> tuple[
         Of the affinities.
     chunk : Vec3
         Extent of a chunk [voxel].
+    node_limit_gb : float or None
+        Memory that a node of the octree may take [GB].
     **watershed
         Fields of the stages that look at affinities, such as ``size_threshold``.
     """
@@ -36,12 +41,14 @@ def segmentation_stages(bounds: Bbox, chunk: Vec3, **watershed: float) -> tuple[
     wanted = entries[outputs.index("basins") : outputs.index("segmentation") + 1]
     # Storage chunks are the volume's form on disk, which nothing here is written to.
     form = {"storage_chunk": list(chunk)}
+    limit = {} if node_limit_gb is None else {"node_limit_gb": node_limit_gb}
     return Recipe.parse(
         {
             "name": "block",
             "grid": {
                 "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
                 "chunk": list(chunk),
+                **limit,
             },
             "layers": {"affinities": ""},
             "stage": [
@@ -100,6 +107,31 @@ class Layers:
             self.records.setdefault(target.layer, {})[target.key] = value
 
 
+class Memory(Enum):
+    """What counts as the memory of a task.
+
+    Of a process that goes on from task to task, all that it holds. Otherwise free memory is
+    given back to the system before each task, and what counts begins with the task. No
+    worker gives memory back, and it makes the system clear the same pages again for every
+    task, so their time is not that of a worker.
+    """
+
+    OF_PROCESS = auto()
+    BEYOND_INPUTS = auto()
+    WITH_INPUTS = auto()
+
+
+def _bytes(value: Any) -> int:
+    """Add up the arrays in what a task reads [byte]."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Partitioned):
+        return _bytes(value.parts)
+    if isinstance(value, Mapping):
+        return sum(_bytes(v) for v in value.values())
+    return sum(_bytes(v) for v in value) if isinstance(value, list) else 0
+
+
 def _ids(bounds: Bbox) -> VolumeSpec:
     return VolumeSpec(
         dtype="uint64",
@@ -110,7 +142,11 @@ def _ids(bounds: Bbox) -> VolumeSpec:
 
 
 def run(
-    stages: Sequence[Stage], layers: Layers, meter: Meter, *, by_task: bool = False
+    stages: Sequence[Stage],
+    layers: Layers,
+    meter: Meter,
+    *,
+    memory: Memory = Memory.OF_PROCESS,
 ) -> None:
     """Run stages to the end; only what they compute is measured, by output and level.
 
@@ -122,10 +158,8 @@ def run(
         What they read, and where they write.
     meter : Meter
         Told the costs.
-    by_task : bool
-        Whether free memory is given back to the system before each task, and its memory
-        counts from its inputs on. No worker does so, and it makes the system clear the
-        same pages again for every task.
+    memory : Memory
+        What counts as the memory of a task.
     """
     for stage in stages:
         waves = stage.plan()
@@ -134,8 +168,9 @@ def run(
             for key in wave:
                 task = stage.task(key)
                 inputs = {name: layers.read(r) for name, r in stage.reads(task).items()}
-                if by_task:
-                    meter.rebase()
+                if memory is not Memory.OF_PROCESS:
+                    counts = memory is Memory.WITH_INPUTS
+                    meter.rebase(_bytes(inputs) if counts else 0)
                 with meter.phase(name):
                     value = stage.process(task, **inputs)
                 layers.write(stage, stage.target(task), value)

@@ -30,7 +30,7 @@ from harness import (
     machine,
     table,
 )
-from in_memory import Layers, run, segmentation_stages
+from in_memory import Layers, Memory, run, segmentation_stages
 from inputs import BLOCK, BLUR, NAMES, NOISE, Input, open_input
 from numpy.typing import NDArray
 from rich.console import Console
@@ -121,7 +121,7 @@ def stages(path: Path, chunk: Vec3) -> Outcome:
     affinities = np.load(path)
     time, memory = Meter(), Meter()
     facts = _checksums(_by_stages(affinities, chunk, time))
-    _by_stages(affinities, chunk, memory, by_task=True)
+    _by_stages(affinities, chunk, memory, counting=Memory.BEYOND_INPUTS)
     peaks = memory.outcome(voxels_of_chunk=chunk.product, **facts)
     phases = {
         name: replace(cost, peak_bytes=peaks.phases[name].peak_bytes)
@@ -131,11 +131,15 @@ def stages(path: Path, chunk: Vec3) -> Outcome:
 
 
 def _by_stages(
-    affinities: NDArray[Any], chunk: Vec3, meter: Meter, *, by_task: bool = False
+    affinities: NDArray[Any],
+    chunk: Vec3,
+    meter: Meter,
+    *,
+    counting: Memory = Memory.OF_PROCESS,
 ) -> NDArray[np.uint64]:
     bounds = Bbox.of_shape(affinities.shape[:3])
     layers = Layers(bounds, {"affinities": affinities})
-    run(segmentation_stages(bounds, chunk), layers, meter, by_task=by_task)
+    run(segmentation_stages(bounds, chunk), layers, meter, memory=counting)
     return layers.volumes["segmentation"]
 
 

@@ -203,13 +203,17 @@ def test_512_chunks_of_a_queue_give_the_same_bytes(folder, whole):
     path = recipe(folder, "queued", [16, 16, 8])
     assert Recipe.load(str(path)).stages[0].grid.counts().product == 512
     queue, root = f"fq://{folder}/queue", folder / "queued"
-    workers = [em("work", "--queue", queue) for _ in range(2)]
-    try:
-        succeed(em("run", path, "--root", root, "--queue", queue, "--quiet"))
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.communicate(timeout=60)
+    # Workers tell of every task; a pipe that nobody reads would fill, and block them.
+    with (folder / "workers.log").open("w") as log:
+        command = [str(Path(sys.executable).with_name("em")), "work", "--queue", queue]
+        workers = [subprocess.Popen(command, stdout=log, stderr=log) for _ in range(2)]
+        try:
+            succeed(em("run", path, "--root", root, "--queue", queue, "--quiet"))
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait(timeout=60)
     assert_same(root, whole)
 
 

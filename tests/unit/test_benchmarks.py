@@ -108,6 +108,21 @@ def test_open_state_is_counted(tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_task_takes_more_memory_than_its_limit(tmp_path):
+    """What a worker holds, not what the model says."""
+    result = call(
+        "bounded",
+        *("--size", "384,384,96", "--inputs", "phantom_uint8", "--chunks", "6,6,4"),
+        *("--limit-gb", "0.01"),
+    )
+    tasks = result["inputs"]["phantom_uint8"]["largest_task_bytes"]
+    free, bound = (max(peaks.values()) for peaks in tasks.values())
+    assert result["inputs"]["phantom_uint8"]["partitions"]["basin_graph"] > 1
+    assert bound <= 0.01e9 < free
+
+
 def test_peers_agree_on_our_supervoxels(tmp_path):
     """Else times would be those of other work."""
     pytest.importorskip("waterz")
