@@ -1,5 +1,6 @@
-"""Scores of a segmentation against the truth: overlap, run length, and their summary."""
+"""Scores of segmentations and of masks against the truth."""
 
+from pipeline.metrics.masks import CremiScores, VoxelScores, cremi_scores, voxel_scores
 from pipeline.metrics.overlap import (
     ContingencyTable,
     RandScore,
@@ -17,15 +18,19 @@ from pipeline.metrics.scores import Offender, Scores, scores
 
 __all__ = [
     "ContingencyTable",
+    "CremiScores",
     "Offender",
     "RandScore",
     "RunLength",
     "Scores",
     "Skeleton",
+    "VoxelScores",
     "adapted_rand_error",
     "contingency",
+    "cremi_scores",
     "expected_run_length",
     "merge",
     "scores",
     "variation_of_information",
+    "voxel_scores",
 ]

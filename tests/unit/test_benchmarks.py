@@ -152,6 +152,40 @@ def test_processes_measured_at_once_do_the_same_work(tmp_path):
     assert found["twice"][0].phases.keys() == found["ours"][0].phases.keys()
 
 
+def test_masks_are_compared_at_the_extent_of_the_truth():
+    from accuracy import _compared, _enlarged
+
+    coarse = np.zeros((3, 4, 2), bool)
+    coarse[1, 2, 0] = True
+    found = _enlarged(coarse, (6, 8, 2))
+    assert np.argwhere(found).tolist() == [[x, y, 0] for x in (2, 3) for y in (4, 5)]
+    truth = found.copy()
+    truth[2, 4, 0] = False
+    scores = _compared(found, truth, (4.0, 4.0, 40.0), sections=(0, 2))
+    assert scores["inside"]["precision"] == pytest.approx(3 / 4)
+    assert scores["outside"]["recall"] == pytest.approx(92 / 93)
+    assert scores["cremi"]["adgt_nm"] == pytest.approx(4 / 4)
+
+
+def test_each_figure_meets_its_own_target():
+    from accuracy import CHOSEN_ON, figures_of
+    from harness import judge, load_targets
+
+    masks = {
+        "m": {"what": "membrane", "inside": {"f1": 0.8}, "outside": {"f1": 0.9}},
+        "s": {"what": "cleft", "inside": {"f1": 0.7}, "cremi": {"mean_nm": 80.0}},
+    }
+    blocks = {CHOSEN_ON: {"arand": 0.01}, "ac3": {"arand": 0.2}}
+    verdicts = judge(figures_of(blocks, masks), load_targets("accuracy"))
+    assert {(v.target.figure, v.input): v.is_met for v in verdicts} == {
+        ("arand", "ac3"): False,
+        ("synapse_f1", "s"): True,
+        ("cremi_nm", "s"): True,
+        ("membrane_f1", "m"): False,
+        ("inside_f1", "m"): False,
+    }
+
+
 def test_a_missing_figure_meets_no_target():
     from harness import Target, judge
 
