@@ -850,6 +850,74 @@ def view(
 
 
 @app.command()
+def simulate(
+    source: Annotated[str, typer.Argument(help="Aligned image: file.h5:dataset, a layer.")],
+    to: Annotated[Path, typer.Option(help="HDF5 file to write.")],
+    bbox: BboxOption = None,
+    voxel_size: VoxelSizeOption = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    defects: Annotated[
+        float, typer.Option(help="Share of sections with cracks or folds.")
+    ] = 0.25,
+    resin: Annotated[float, typer.Option(help="Share that ends in bare resin.")] = 0.0,
+    missing: Annotated[int, typer.Option(help="Sections that are missing.")] = 2,
+    shift: Annotated[float, typer.Option(help="Greatest shift [pixel].")] = 40.0,
+    rotation: Annotated[float, typer.Option(help="Greatest rotation [degree].")] = 2.0,
+    elastic: Annotated[
+        str,
+        typer.Option(help="LENGTH@DISTANCE of smooth bends [pixel], with commas; or none."),
+    ] = "12@300,3@80",
+    fields: Annotated[bool, typer.Option(help="Write the true fields too.")] = False,
+    replace: Annotated[bool, typer.Option(help="Write over a file that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make loose sections with cracks and folds from aligned ones, with the truth.
+
+    Example: em simulate ac4.h5:raw --voxel-size 6,6,30 --to loose.h5 --fields
+    """
+    from pydantic import ValidationError
+
+    from pipeline.phantom.loose import Loosening
+    from pipeline.runtime.progress import WaveProgress
+    from pipeline.runtime.simulate import simulate_stack
+
+    bends = [] if elastic == "none" else elastic.split(",")
+    try:
+        settings = Loosening(
+            seed=seed,
+            defects=defects,
+            resin=resin,
+            missing=missing,
+            shift=shift,
+            rotation=rotation,
+            elastic=tuple(
+                (length, distance)
+                for length, distance in (
+                    _floats(bend.replace("@", ","), 2, "--elastic") for bend in bends
+                )
+            ),
+        )
+    except ValidationError as error:
+        faults = [f"--{e['loc'][0]}: {e['msg']}, not {e['input']}" for e in error.errors()]
+        raise RecipeError("em simulate", faults) from None
+    with _open(source) as opened:
+        size, bounds, _ = _place(opened, voxel_size, None, bbox)
+        pixels = bounds.shape.x * bounds.shape.y
+        with WaveProgress("sections", bounds.shape.z, quiet=quiet) as progress:
+            gone = simulate_stack(
+                opened,
+                to,
+                settings,
+                box=bounds,
+                voxel_size_nm=size,
+                with_fields=fields,
+                replace=replace,
+                tell=lambda: progress.add("done", pixels),
+            )
+    typer.echo(f"{bounds.shape.z} sections in {to}; missing: {sorted(gone) or 'none'}")
+
+
+@app.command()
 def train(
     config: Annotated[
         Path,
