@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.runtime.drive import StageSummary
     from pipeline.runtime.estimate import WaveEstimate
+    from pipeline.runtime.forecast import Forecast
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
 
@@ -61,6 +62,10 @@ app.add_typer(exports, name="export")
 Root = Annotated[
     str,
     typer.Option("--root", envvar="EM_ROOT", help="Folder of the run: path, gs://, s3://."),
+]
+PlannedRoot = Annotated[
+    str | None,
+    typer.Option("--root", envvar="EM_ROOT", help="Folder that the run is to have."),
 ]
 RecipePath = Annotated[
     str, typer.Argument(help="Recipe, a TOML file; or the name of a run in the root.")
@@ -244,25 +249,37 @@ def reconstruct(
 @app.command()
 def plan(
     recipe: RecipePath,
-    root: Root,
+    root: PlannedRoot = None,
     workers: Workers = None,
     memory_limit: Annotated[
         float | None,
         typer.Option(help="GiB for one task; this machine's, shared, if left out."),
     ] = None,
+    cost: Annotated[
+        Path | None, typer.Option(help="TOML of prices: say what it costs and how long.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Rates by em calibrate; typical ones if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run will take, and refuse one that cannot work; write nothing.
 
-    Example: em plan recipe.toml --root gs://lab/run1 --memory-limit 8
+    Without --root nothing is taken for done.
+
+    Example: em plan recipe.toml --root gs://lab/run1 --cost prices.toml
     """
     from pipeline.runtime.estimate import estimate, require_memory
     from pipeline.runtime.run import Run
 
-    run = Run.plan(_load_or_open(recipe, root), root)
-    waves = estimate(run)
+    with tempfile.TemporaryDirectory() as nowhere:
+        run = Run.plan(_load_or_open(recipe, root or nowhere), root or nowhere)
+        waves = estimate(run)
+        priced = None if cost is None else _forecast(run, cost, calibration)
+        stale = run.stale()
     if as_json:
-        _print_json({"recipe": run.recipe.name, "waves": [w.to_json() for w in waves]})
+        document = {"recipe": run.recipe.name, "waves": [w.to_json() for w in waves]}
+        _print_json(document | ({} if priced is None else {"forecast": priced.to_json()}))
     else:
         _table(
             [
@@ -282,12 +299,70 @@ def plan(
         total = sum(w.tasks for w in waves)
         typer.echo(
             f"{total} tasks in {len(waves)} waves; run them with: "
-            f"em run {recipe} --root {root}"
+            f"em run {recipe} --root {root or 'ROOT'}"
         )
-    require_memory(run, _limit(memory_limit, workers))
-    stale = run.stale()
+        if priced is not None:
+            _print_forecast(priced)
+    # What is priced runs on the machines of the prices, and not on this one.
+    if priced is None or memory_limit is not None:
+        require_memory(run, _limit(memory_limit, workers))
     if stale:
         raise StaleOutputError("\n".join(stale.values()))
+
+
+@app.command()
+def calibrate(
+    recipe: RecipePath,
+    root: Root,
+    to: Annotated[Path, typer.Option(help="JSON of rates to write.")],
+    samples: Annotated[int, typer.Option(min=1, help="Boxes that are run.")] = 3,
+    extent: Annotated[
+        str | None,
+        typer.Option(help="x,y,z of each in the finest voxels; 2,2,1 chunks if left out."),
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder to keep the samples in.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what tasks take on a few boxes of a volume, for em plan --cost.
+
+    One task at a time, on one core: em plan tells the fleet's speed from the prices.
+
+    Example: em calibrate recipe.toml --root gs://lab/run1 --to rates.json
+    """
+    from pipeline.runtime.calibrate import calibrate as measure
+
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(
+            _load_or_open(recipe, root),
+            root,
+            scratch or Path(temporary),
+            samples=samples,
+            extent=None if extent is None else _vector(extent),
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    to.write_text(found.model_dump_json(indent=1) + "\n")
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+        return
+    _table(
+        ["layer", "stage", "by", "tasks", "ns / unit", "+-", "byte / unit", "objects"],
+        [
+            [
+                r.output,
+                r.stage,
+                r.kind,
+                r.tasks,
+                f"{r.seconds_per_unit * 1e9:.3g}",
+                f"{r.spread:.0%}",
+                f"{r.stored_per_unit:.3g}",
+                f"{r.objects_per_task:.1f}",
+            ]
+            for r in found.rates
+        ],
+    )
+    typer.echo(f"em plan {recipe} --root {root} --cost PRICES.toml --calibration {to}")
 
 
 @app.command()
@@ -1018,6 +1093,55 @@ def _plan_row(waves: list[WaveEstimate]) -> list[Any]:
         f"{first.bytes_out / 1e9:.3f}",
         f"{first.peak_memory / 2**30:.2f}",
     ]
+
+
+def _forecast(run: Run, cost: Path, calibration: Path | None) -> Forecast:
+    from pipeline.runtime.calibrate import Calibration
+    from pipeline.runtime.forecast import Forecast, Prices
+
+    rates = None if calibration is None else Calibration.load(calibration)
+    return Forecast.of(run, Prices.load(cost), rates)
+
+
+def _print_forecast(priced: Forecast) -> None:
+    """Print what each stage will take, and all of it, with how far off that may be."""
+    expected, low, high = priced.total
+    currency = priced.prices.currency
+    rows = [
+        [
+            s.output,
+            s.pool,
+            s.costs.tasks,
+            f"{s.costs.hours:,.4g}",
+            f"{s.low:.2g} - {s.high:.2g}",
+            f"{s.costs.moved_gb:,.4g}",
+            f"{s.costs.stored_gb:,.4g}",
+            f"{(s.costs.reads + s.costs.writes) / 1e6:,.3g}",
+            f"{s.costs.on_demand_money:,.2f}",
+            f"{s.costs.spot_money:,.2f}",
+            f"{s.costs.wall_h:,.3g}",
+            f"{s.peak_memory / 1e9:,.3g}",
+            s.basis,
+        ]
+        for s in priced.stages
+    ]
+    columns = [
+        *("layer", "pool", "tasks", "worker h", "times", "GB moved", "GB kept"),
+        *("M requests", f"{currency} on demand", "spot", "wall h", "GB of a task", "basis"),
+    ]
+    _table(columns, rows)
+    hours = ", ".join(f"{h:,.4g} {pool} hours" for pool, h in expected.worker_hours.items())
+    fleet = ", ".join(f"{n} {pool}" for pool, n in priced.prices.fleet.items())
+    typer.echo(
+        f"in all {expected.tasks:,} tasks, {hours}, {expected.moved_gb:,.4g} GB moved, "
+        f"{expected.stored_gb:,.4g} GB kept, {expected.messages / 1e6:,.3g} M messages\n"
+        f"on demand {expected.on_demand_money:,.2f} {currency} "
+        f"({low.on_demand_money:,.2f} to {high.on_demand_money:,.2f}), "
+        f"spot {expected.spot_money:,.2f} ({low.spot_money:,.2f} to "
+        f"{high.spot_money:,.2f}); prices of {priced.prices.date}\n"
+        f"{expected.wall_h / 24:,.3g} days ({low.wall_h / 24:,.3g} to "
+        f"{high.wall_h / 24:,.3g}) on workers: {fleet}"
+    )
 
 
 def _run(
