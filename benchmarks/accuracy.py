@@ -86,8 +86,8 @@ def segmented(block: Block, data: str, options: tuple[str, ...]) -> dict[str, An
 
 def masked(name: str, data: str) -> Outcome:
     """Predict what a model keeps for validation, and compare it with the truth."""
-    from pipeline.nets import load_model
     from pipeline.nets.inference import predict
+    from pipeline.nets.model import load_model
     from pipeline.training.config import TrainConfig
     from pipeline.training.volumes import load_volume
 
