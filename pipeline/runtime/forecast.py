@@ -253,6 +253,8 @@ class StageForecast:
         range of 90 % where it was measured.
     peak_memory : int
         Of its largest task [byte].
+    waves : tuple of Costs
+        Expected of each wave, in order.
     basis : str
         ``measured``, ``modelled`` where nodes are far larger than those measured, or
         ``typical`` where only rates of another recipe are known.
@@ -265,11 +267,14 @@ class StageForecast:
     low: float
     high: float
     peak_memory: int
+    waves: tuple[Costs, ...]
     basis: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields."""
-        return {**asdict(self), "costs": self.costs.to_json()}
+        own = asdict(self) | {"costs": self.costs.to_json()}
+        own["waves"] = [wave.to_json() for wave in self.waves]
+        return own
 
 
 @dataclass(frozen=True)
@@ -413,6 +418,7 @@ def _stage(
         low=low / hours if hours else 1.0,
         high=high / hours if hours else 1.0,
         peak_memory=peak_memory(stage, run.specs),
+        waves=tuple(parts),
         basis=next(b for b in order if b in bases),
     )
 
