@@ -53,6 +53,11 @@ def reach_clouds() -> None:
         _reached.append("clouds")
 
 
+def request_timeout_s() -> float:
+    """Return how long an answer may take [s]."""
+    return float(os.environ.get("EM_REQUEST_TIMEOUT_S", _READ_S))
+
+
 def _settle_aws() -> None:
     import boto3  # type: ignore[import-untyped]
     import botocore.session  # type: ignore[import-untyped]
@@ -60,7 +65,7 @@ def _settle_aws() -> None:
 
     settings: dict[str, Any] = {
         "connect_timeout": _CONNECT_S,
-        "read_timeout": float(os.environ.get("EM_REQUEST_TIMEOUT_S", _READ_S)),
+        "read_timeout": request_timeout_s(),
         "retries": {"mode": "standard", "total_max_attempts": _REQUESTS},
         "max_pool_connections": 32,
         "user_agent_extra": "em-pipeline",

@@ -398,7 +398,10 @@ def _passing(error: Exception) -> bool | None:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
     elif isinstance(error, botocore.exceptions.ClientError):
-        if error.response.get("Error", {}).get("Code") in _BUSY:
+        if _cloud_code(error) in _BUSY:
+            return True
+        if _cloud_code(error) == "404":
+            # It did not say what is not there: the answer was torn.
             return True
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif isinstance(error, google.api_core.exceptions.GoogleAPICallError):

@@ -35,6 +35,7 @@ log = logging.getLogger("em.run")
 _RETRY_PAUSE_S = 1.0
 _SILENCE_S = 60.0
 _SENT_AT_MOST = 5
+_DEAF_AT_MOST = 20
 _FIRST_LOOK_S = 0.05
 
 
@@ -271,13 +272,23 @@ class Queued:
         queue.insert(run.store.root, run.recipe.name, stage.output, keys)
         pause = _FIRST_LOOK_S
         empty_since: float | None = None
+        deaf = 0
         while missing:
             time.sleep(pause)
             pause = min(self._poll_s, 1.5 * pause)
             if self._on_wait is not None:
                 self._on_wait()
-            parked = run.parked_keys(stage)
-            ended = missing & (run.done_keys(stage) | parked)
+            try:
+                parked = run.parked_keys(stage)
+                ended = missing & (run.done_keys(stage) | parked)
+                is_empty = not ended and queue.is_empty()
+            except TransientError as error:
+                deaf += 1
+                if deaf > _DEAF_AT_MOST:
+                    raise
+                log.warning("%s; looking again", error)
+                continue
+            deaf = 0
             for key in ended:
                 progress.add(
                     "failed" if key in parked else "done", stage.voxels(stage.task(key))
@@ -288,7 +299,7 @@ class Queued:
             elif time.monotonic() - heard > _SILENCE_S:
                 log.warning(self._waits_for(stage, missing))
                 heard = time.monotonic()
-            if not missing or ended or not queue.is_empty():
+            if not missing or not is_empty:
                 empty_since = None
             elif empty_since is None:
                 empty_since = time.monotonic()

@@ -27,7 +27,7 @@ from taskqueue.file_queue_api import FileQueueAPI
 
 from pipeline.errors import DataError, RootError, StorageUnavailableError
 from pipeline.geometry import ChunkKey
-from pipeline.layers.clouds import TRIES, pause_s, reach_clouds
+from pipeline.layers.clouds import TRIES, pause_s, reach_clouds, request_timeout_s
 from pipeline.layers.folder import normalize, storage_errors
 
 _SETTLES_S = {"fq": 3.0, "sqs": 60.0}
@@ -365,7 +365,7 @@ class _Sqs(AWSTaskQueueAPI):  # type: ignore[misc]
             MessageSystemAttributeNames=["SentTimestamp"],
             MaxNumberOfMessages=1,
             VisibilityTimeout=seconds,
-            WaitTimeSeconds=_LISTENS_S,
+            WaitTimeSeconds=int(min(_LISTENS_S, request_timeout_s() / 2)),
         )
         return [
             {

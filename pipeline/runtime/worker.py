@@ -294,11 +294,17 @@ class _Worker:
                         max_tasks is not None and begun >= max_tasks
                     ):
                         return
-                    message = self._queue.lease(self._lease_s)
+                    try:
+                        message = self._queue.lease(self._lease_s)
+                        if message is None:
+                            METRICS.queue_age.set(0)
+                            if until_empty and self._queue.is_empty():
+                                return
+                    except TransientError as error:
+                        log.warning("no answer", extra={"fields": {"reason": str(error)}})
+                        self._count_failure("the queue", str(error))
+                        message = None
                     if message is None:
-                        METRICS.queue_age.set(0)
-                        if until_empty and self._queue.is_empty():
-                            return
                         self._stop.wait(_IDLE_S)
                         continue
                     with self._counting:
@@ -328,7 +334,7 @@ class _Worker:
         """Do the task of a message; return its outcome, or None if it is to come again."""
         if isinstance(message, Refused):
             log.warning("refused", extra={"fields": {"reason": message.reason}})
-            self._queue.delete(message)
+            self._acknowledge(message)
             return "refused"
         METRICS.queue_age.set(message.age_s)
         began = time.monotonic()
@@ -342,7 +348,7 @@ class _Worker:
                 self._give_back(message, error.after_s)
             else:
                 self._give_back(message, min(self._lease_s, 2.0 ** min(8, self._failing)))
-                self._count_failure(message, str(error))
+                self._count_failure(f"{message.output}/{message.key}", str(error))
             return None
         except (RootError, StaleOutputError, BackendError, VersionError) as error:
             self._say(logging.ERROR, "stopped", message, began, error)
@@ -353,12 +359,12 @@ class _Worker:
             # The message is of no run, so there is nowhere to park it.
             self._say(logging.ERROR, "dropped", message, began, error)
             outcome = "dropped"
-        self._queue.delete(message)
+        self._acknowledge(message)
         METRICS.tasks.labels(message.output, outcome).inc()
         self._say(logging.INFO, outcome, message, began)
         if outcome == "failed":
             METRICS.failures.labels(message.output, "parked").inc()
-            self._count_failure(message, "see em failures")
+            self._count_failure(f"{message.output}/{message.key}", "see em failures")
         elif outcome in ("done", "blank"):
             self._failing = 0
             seconds = time.monotonic() - began
@@ -377,14 +383,20 @@ class _Worker:
             del self._hands[message.id]
             METRICS.in_hand.set(len(self._hands))
 
-    def _count_failure(self, message: Message, reason: str) -> None:
+    def _acknowledge(self, message: Message | Refused) -> None:
+        try:
+            self._queue.delete(message)
+        except TransientError as error:
+            # It comes again, and is found to be done.
+            log.warning("not acknowledged", extra={"fields": {"reason": str(error)}})
+
+    def _count_failure(self, what: str, reason: str) -> None:
         self._failing += 1
         if self._failing >= self._failures_in_row:
             raise WorkerError(
-                f"{self._failing} starts failed one after the other, the last of "
-                f"{message.output}/{message.key} ({reason}); the fault may be of this "
-                "worker, its network or its credentials, or of the recipe: see em "
-                "failures, then start workers again"
+                f"{self._failing} starts failed one after the other, the last of {what} "
+                f"({reason}); the fault may be of this worker, its network or its "
+                "credentials, or of the recipe: see em failures, then start workers again"
             )
 
     def _give_back(self, message: Message, after_s: float) -> None:
