@@ -8,6 +8,7 @@ is asked for again by `persistently`. Both wait longer each time, and give up.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -76,7 +77,34 @@ def _settle_aws() -> None:
         settings["request_checksum_calculation"] = "when_required"
     session = botocore.session.get_session()
     session.set_default_client_config(Config(**settings))
+    session.register("before-parse", _refuse_torn)
     boto3.setup_default_session(botocore_session=session)
+
+
+def _refuse_torn(
+    response_dict: dict[str, Any], operation_model: Any, **rest: object
+) -> None:
+    """Keep Amazon's client from taking an answer that broke off for a whole one.
+
+    It compares no lengths but those of objects, and reads half an answer in JSON as one
+    that says nothing: a queue that is not whole would seem empty.
+    """
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        IncompleteReadError,
+    )
+
+    body, headers = response_dict["body"], response_dict["headers"]
+    if not isinstance(body, bytes) or operation_model.http.get("method") == "HEAD":
+        return
+    expected = int(headers.get("content-length", len(body)))
+    is_torn = len(body) < expected
+    if not is_torn and body and "json" in headers.get("content-type", ""):
+        try:
+            json.loads(body)
+        except ValueError:
+            is_torn = True
+    if is_torn:
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=expected)
 
 
 def _settle_cloudfiles() -> None:

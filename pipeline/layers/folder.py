@@ -415,6 +415,7 @@ def _passing(error: Exception) -> bool | None:
             urllib3.exceptions.HTTPError,
             botocore.exceptions.HTTPClientError,
             botocore.exceptions.ConnectionError,
+            botocore.exceptions.IncompleteReadError,
             botocore.parsers.ResponseParserError,
             google.api_core.exceptions.RetryError,
             google.auth.exceptions.TransportError,

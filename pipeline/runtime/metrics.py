@@ -79,6 +79,10 @@ class Metrics:
             self.phases.labels(output, stage, phase).inc(seconds)
         self.seconds.labels(output, stage).observe(record["seconds"])
 
+    def parked(self, record: Mapping[str, Any]) -> None:
+        """Count a failed record; see `Run.park`."""
+        self.failures.labels(record["output"], record["code"]).inc()
+
     def serve(self, port: int) -> int:
         """Serve them over HTTP for as long as this process lives; return the port."""
         server, _ = start_http_server(port, registry=self._registry)

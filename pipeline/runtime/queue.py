@@ -13,13 +13,13 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import taskqueue
 from taskqueue.aws_queue_api import AWSTaskQueueAPI
@@ -27,7 +27,13 @@ from taskqueue.file_queue_api import FileQueueAPI
 
 from pipeline.errors import DataError, RootError, StorageUnavailableError
 from pipeline.geometry import ChunkKey
-from pipeline.layers.clouds import TRIES, pause_s, reach_clouds, request_timeout_s
+from pipeline.layers.clouds import (
+    TRIES,
+    pause_s,
+    persistently,
+    reach_clouds,
+    request_timeout_s,
+)
 from pipeline.layers.folder import normalize, storage_errors
 
 _SETTLES_S = {"fq": 3.0, "sqs": 60.0}
@@ -42,6 +48,7 @@ _FUNCTION = ["pipeline.runtime.queue", "execute"]
 _ROOT = re.compile(r"[a-z][a-z0-9+.-]*://[^\x00-\x1f]+")
 _NAME = re.compile(r"[\w-]{1,200}")
 _LAYER = re.compile(r"[\w.-]+(/[\w.-]+)*")
+_T = TypeVar("_T")
 _KEY = re.compile(r"\d{1,9}(_\d{1,9}){3}")
 
 
@@ -184,14 +191,13 @@ class TaskQueue:
 
     def insert(self, root: str, run: str, output: str, keys: Iterable[ChunkKey]) -> None:
         """Enqueue tasks; the iterable is not held."""
+        place = normalize(root)
         with storage_errors(self.url):
-            place = normalize(root)
             self._queue.insert(partial(execute, place, run, output, str(k)) for k in keys)
 
     def lease(self, seconds: int) -> Message | Refused | None:
         """Take a message for some seconds; None if there is none."""
-        with storage_errors(self.url):
-            found = self._queue.api.lease(seconds)
+        found = self._persistently(lambda: self._queue.api.lease(seconds))
         if not found:
             return None
         delivery = found[0]
@@ -202,8 +208,7 @@ class TaskQueue:
 
     def renew(self, message: Message, seconds: int) -> None:
         """Lengthen a lease."""
-        with storage_errors(self.url):
-            self._queue.renew(message, seconds)
+        self._persistently(lambda: self._queue.renew(message, seconds))
 
     def give_back(self, message: Message, after_s: float = 0) -> None:
         """Let another worker have a message, at once or after a while [s]."""
@@ -211,19 +216,27 @@ class TaskQueue:
 
     def delete(self, message: Message | Refused) -> None:
         """Acknowledge a message."""
-        with storage_errors(self.url):
-            self._queue.delete(message)
+        self._persistently(lambda: self._queue.delete(message))
 
     def is_empty(self) -> bool:
         """Whether no message waits or is leased."""
-        with storage_errors(self.url):
-            return bool(self._queue.is_empty())
+        return bool(self._persistently(self._queue.is_empty))
 
     def counts(self) -> tuple[int, int]:
         """Return how many messages wait and how many are leased; SQS says about."""
-        with storage_errors(self.url):
+
+        def count() -> tuple[int, int]:
             leased = int(self._queue.leased)
             return max(0, int(self._queue.enqueued) - leased), leased
+
+        return self._persistently(count)
+
+    def _persistently(self, action: Callable[[], _T]) -> _T:
+        def guarded() -> _T:
+            with storage_errors(self.url):
+                return action()
+
+        return persistently(guarded)
 
 
 class _Opened(taskqueue.TaskQueue):  # type: ignore[misc]
@@ -233,8 +246,11 @@ class _Opened(taskqueue.TaskQueue):  # type: ignore[misc]
         super().__init__(url, progress=False)
 
     def initialize_api(self, path: Any, **kwargs: Any) -> Any:
-        with storage_errors(self.qurl):
-            return (_Files if path.protocol == "fq" else _Sqs)(path.path)
+        def connect() -> Any:
+            with storage_errors(self.qurl):
+                return (_Files if path.protocol == "fq" else _Sqs)(path.path)
+
+        return persistently(connect)
 
 
 class _Files(FileQueueAPI):  # type: ignore[misc]
@@ -341,11 +357,16 @@ class _Sqs(AWSTaskQueueAPI):  # type: ignore[misc]
     def insert(self, tasks: Any, delay_seconds: float = 0) -> int:
         bodies = [json.dumps(t) for t in ([tasks] if isinstance(tasks, dict) else tasks)]
         left = list(range(len(bodies)))
+
+        def send() -> dict[str, Any]:
+            entries = [{"Id": str(i), "MessageBody": bodies[i]} for i in left]
+            with storage_errors(f"sqs://{self._name}"):
+                return dict(
+                    self.sqs.send_message_batch(QueueUrl=self.qurl, Entries=entries)
+                )
+
         for tried in range(1, TRIES + 1):
-            answer = self.sqs.send_message_batch(
-                QueueUrl=self.qurl,
-                Entries=[{"Id": str(i), "MessageBody": bodies[i]} for i in left],
-            )
+            answer = persistently(send)
             # The batch succeeds as a whole even where some of it does not.
             refused = answer.get("Failed", [])
             left = [int(entry["Id"]) for entry in refused]

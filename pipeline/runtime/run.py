@@ -111,6 +111,7 @@ class Run:
         self.specs = specs
         self.lineage = recipe.lineage()
         self.on_done: Callable[[Mapping[str, Any]], None] | None = None
+        self.on_parked: Callable[[Mapping[str, Any]], None] | None = None
         self._known_done: set[tuple[str, ChunkKey]] = set()
 
     @classmethod
@@ -459,21 +460,21 @@ class Run:
     ) -> None:
         """Write the failed record of a task."""
         text = redacted("".join(traceback.format_exception(error)))
-        self.store.put_json(
-            self._path(stage, "failed", key),
-            {
-                "stage": stage.name,
-                "output": stage.output,
-                "key": str(key),
-                "lineage": self.lineage[stage.output],
-                "code": getattr(error, "code", type(error).__name__),
-                "reason": redacted(str(error)) or type(error).__name__,
-                "traceback": text,
-                "starts": starts,
-                "host": platform.node(),
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
+        record = {
+            "stage": stage.name,
+            "output": stage.output,
+            "key": str(key),
+            "lineage": self.lineage[stage.output],
+            "code": getattr(error, "code", type(error).__name__),
+            "reason": redacted(str(error)) or type(error).__name__,
+            "traceback": text,
+            "starts": starts,
+            "host": platform.node(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self.store.put_json(self._path(stage, "failed", key), record)
+        if self.on_parked is not None:
+            self.on_parked(record)
 
     # -- what is done ----------------------------------------------------------------
 

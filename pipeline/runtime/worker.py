@@ -96,7 +96,7 @@ def _run(root: str, name: str, frozen: str) -> Run:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{root}/runs/{name}.json", [f"is not a run: {error}"]) from error
-    run.on_done = METRICS.done
+    run.on_done, run.on_parked = METRICS.done, METRICS.parked
     return run
 
 
@@ -363,7 +363,6 @@ class _Worker:
         METRICS.tasks.labels(message.output, outcome).inc()
         self._say(logging.INFO, outcome, message, began)
         if outcome == "failed":
-            METRICS.failures.labels(message.output, "parked").inc()
             self._count_failure(f"{message.output}/{message.key}", "see em failures")
         elif outcome in ("done", "blank"):
             self._failing = 0

@@ -436,12 +436,13 @@ class Cloud:
         reset_connection_pools()
         clouds._reached.clear()
 
-    def objects(self):
+    def objects(self, prefix="root/"):
         """Return the objects of a run by path, less its records and provenance."""
         found = {}
-        for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name):
+        pages = self.s3.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.name, Prefix=prefix):
             for entry in page.get("Contents", []):
-                path = entry["Key"].removeprefix("root/")
+                path = entry["Key"].removeprefix(prefix)
                 if SET_ASIDE & {*path.split("/")} or path.endswith("provenance"):
                     continue
                 answer = self.s3.get_object(Bucket=self.name, Key=entry["Key"])

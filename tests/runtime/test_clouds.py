@@ -15,9 +15,7 @@ from pipeline.specs import Region, VolumeSpec
 FAULTS = ("500", "503", "reset", "hang", "torn", "short")
 
 
-@pytest.mark.parametrize(
-    "name", ["copy", pytest.param("small", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["copy", pytest.param("small", marks=pytest.mark.slow)])
 def test_two_workers_on_sqs_and_s3_write_what_one_process_writes_to_files(
     name, recipe, copy_text, small_text, volumes, em, em_here, cloud, root, objects
 ):
