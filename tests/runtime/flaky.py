@@ -7,6 +7,7 @@ reset       the connection closes without an answer
 hang        no answer for longer than a client waits
 torn        the connection closes in the middle of the body
 short       the body is cut, and the header tells the length that is left
+403, 400    denied, or of another region; only where they are asked for
 
 Beside, a share of the messages sent to a queue is sent twice. ``/--counts`` answers with
 what was done, ``/--rate/0.05`` sets the share.
@@ -20,9 +21,13 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 KINDS = ("500", "503", "reset", "hang", "torn", "short")
-SLOW_DOWN = (
-    '<?xml version="1.0"?><Error><Code>{code}</Code><Message>flaky</Message></Error>'
-)
+CODES = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "403": "AccessDenied",
+    "400": "AuthorizationHeaderMalformed",
+}
+ANSWER = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>flaky</Message></Error>'
 
 
 class Proxy:
@@ -57,9 +62,8 @@ class Proxy:
             await send(writer, b"HTTP/1.1 200 OK", json.dumps(self.counts).encode())
             return True
         self.counts["requests"] += 1
-        if b"SendMessageBatch" in b"".join(head) and self.chance(self.duplicates):
-            self.counts["duplicated"] += 1
-            await self.forward(head, body)
+        if self.duplicates and b"SendMessageBatch" in b"".join(head):
+            await self.send_again(head, body)
         if not self.chance(self.rate):
             writer.write(join(*await self.forward(head, body)))
             await writer.drain()
@@ -68,12 +72,11 @@ class Proxy:
         if kind == "short" and not (head[0].startswith(b"GET") and not has_range(head)):
             kind = "torn"
         self.counts[kind] += 1
-        if kind in ("500", "503"):
-            if self.chance(0.5):
+        if code := CODES.get(kind):
+            if kind > "499" and self.chance(0.5):
                 await self.forward(head, body)
-            code = "InternalError" if kind == "500" else "SlowDown"
             status = f"HTTP/1.1 {kind} {code}".encode()
-            await send(writer, status, SLOW_DOWN.format(code=code).encode())
+            await send(writer, status, ANSWER.format(code=code).encode())
             return True
         if kind == "reset":
             return False
@@ -88,6 +91,17 @@ class Proxy:
         writer.write(join(answer, cut))
         await writer.drain()
         return kind == "short"
+
+    async def send_again(self, head, body):
+        """Send some of the messages of a batch on their own, before the batch."""
+        batch = json.loads(body)
+        self.counts["messages"] += len(batch["Entries"])
+        again = [e for e in batch["Entries"] if self.chance(self.duplicates)]
+        if again:
+            self.counts["doubled messages"] += len(again)
+            body = json.dumps({**batch, "Entries": again}).encode()
+            kept = [h for h in head if not h.lower().startswith(b"content-length")]
+            await self.forward([*kept, b"Content-Length: %d\r\n" % len(body)], body)
 
     def chance(self, share):
         return self.random.random() < share

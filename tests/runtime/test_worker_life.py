@@ -125,7 +125,7 @@ def test_what_cannot_end_in_the_grace_is_given_back_at_once(
     told = time.monotonic()
     worker.process.send_signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.errors
-    assert 0.5 < time.monotonic() - told < 10
+    assert time.monotonic() - told < 10
     back = [e for e in worker.events() if e["event"] == "given back"]
     assert [e["key"] for e in back] == ["0_1_0_1"]
     assert not list(root.rglob("attempts/*")), "it does not count as a death"
