@@ -33,6 +33,9 @@ _CLI = """\
 | 0 | all went well |
 | 1 | tasks failed, the storage did not answer, or `em verify` found something amiss |
 | 2 | the request cannot work as it is; the message says what to change |
+| 3 | a worker failed whatever it did, and stopped |
+| 4 | a worker ended before its memory did, and gave its tasks back |
+| 5 | this machine cannot serve the run: its code is older, or it lacks what a net needs |
 
 Boxes, sizes and positions are in the order x, y, z.
 """

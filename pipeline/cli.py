@@ -20,13 +20,13 @@ import typer
 
 from pipeline.errors import (
     DataError,
+    MissingInputError,
     ModelError,
     PipelineError,
     RecipeError,
     RootError,
     StaleOutputError,
-    TaskError,
-    TransientError,
+    exit_status,
 )
 from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.specs import VoxelSize
@@ -417,22 +417,50 @@ def work(
         int | None, typer.Option(min=1, help="Stop after so many.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Cores for each task.")] = 1,
+    grace_seconds: Annotated[
+        float | None,
+        typer.Option(
+            envvar="EM_GRACE_S",
+            min=0,
+            help="After SIGTERM, give back what cannot end in time [s]; wait if left out.",
+        ),
+    ] = None,
+    liveness: Annotated[
+        str | None,
+        typer.Option(envvar="EM_LIVENESS", help="File that is touched while it lives."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(envvar="EM_METRICS_PORT", help="Serve metrics for Prometheus there."),
+    ] = None,
+    failures_in_row: Annotated[
+        int,
+        typer.Option(
+            envvar="EM_FAILURES_IN_ROW", min=1, help="Stop after so many failures in a row."
+        ),
+    ] = 20,
 ) -> None:
     """Do tasks from a queue, for any run; SIGTERM lets the task in hand end.
 
     Example: em work --queue fq:///tmp/queue
     """
-    import logging
-
+    from pipeline.runtime.logs import log_json
     from pipeline.runtime.worker import work as serve_queue
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_json()
+    if metrics_port is not None:
+        from pipeline.runtime.metrics import METRICS
+
+        METRICS.serve(metrics_port)
     count = serve_queue(
         queue,
         lease_s=lease_seconds,
         until_empty=until_empty,
         max_tasks=max_tasks,
         threads=threads,
+        grace_s=grace_seconds,
+        liveness=liveness,
+        failures_in_row=failures_in_row,
     )
     typer.echo(f"{count} tasks ended")
 
@@ -468,29 +496,117 @@ def status(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def failures(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
-    """List the tasks that were given up, and why.
+def failures(
+    root: Root,
+    recipe: RunName = None,
+    traceback: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER/KEY", help="Show the traceback of this task."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Group the tasks that were given up by reason and host; show a traceback.
 
-    Example: em failures --root out --json
+    Example: em failures --root out --traceback affinities/0_1_0_0
     """
+    from pipeline.runtime.triage import grouped
+
     found = [
         {"run": opened.recipe.name, **record}
         for opened in _runs(root, recipe)
         for record in opened.failures()
     ]
-    if as_json:
-        _print_json({"failures": found})
+    if traceback is not None:
+        named = [r for r in found if f"{r['output']}/{r['key']}" == traceback]
+        if not named:
+            raise MissingInputError(
+                f"{root}: {traceback} has no failed record; em failures lists those that do"
+            )
+        if as_json:
+            _print_json(named[0])
+        else:
+            typer.echo(named[0]["traceback"].rstrip())
         return
-    for record in found:
+    groups = grouped(found)
+    if as_json:
+        _print_json({"failures": found, "groups": [g.to_json() for g in groups]})
+        return
+    for group in groups:
+        hosts = ", ".join(f"{host} {n}" for host, n in group.hosts.most_common(5))
+        more = f" and {len(group.hosts) - 5} hosts more" if len(group.hosts) > 5 else ""
         typer.echo(
-            f"{record['run']}: {record['output']}/{record['key']} ({record['code']}, "
-            f"{record['starts']} starts, {record['host']}, {record['time']}): "
-            f"{record['reason']}"
+            f"{len(group.keys)} of {group.output} ({group.code}; {hosts}{more}), first "
+            f"{group.keys[0]}: {group.reason}"
         )
-    typer.echo(
-        f"{len(found)} failed"
-        + ("; mend the cause, then em retry and em run" if found else "")
-    )
+    if found:
+        first = groups[0]
+        typer.echo(
+            f"{len(found)} failed\n"
+            f"traceback: {_program()} failures --root {root} "
+            f"--traceback {first.output}/{first.keys[0]}\n"
+            f"run one here: {_program()} task {first.output} {first.keys[0]} "
+            f"--root {root} --here --pdb\n"
+            f"then: {_program()} retry --root {root} --failed, and em run"
+        )
+    else:
+        typer.echo("0 failed")
+
+
+@app.command()
+def task(
+    output: Annotated[str, typer.Argument(help="Layer that the task writes.")],
+    key: Annotated[str, typer.Argument(help="level_x_y_z, as in the name of its record.")],
+    root: Root,
+    recipe: RunName = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Do it in this process, done or not.")
+    ] = False,
+    pdb: Annotated[
+        bool, typer.Option("--pdb", help="Open the debugger where it fails.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is known of one task, or do it here, under a debugger if need be.
+
+    Example: em task affinities 0_1_0_0 --root out --here --pdb
+    """
+    runs = [
+        r for r in _runs(root, recipe) if any(s.output == output for s in r.recipe.stages)
+    ]
+    if not runs:
+        raise RootError(f"no run in {root} writes a layer {output}; em status lists them")
+    opened = runs[0]
+    stage = opened.recipe.stage(output)
+    _require_tasks(opened.recipe, stage, [ChunkKey.parse(key)])
+    found = stage.task(ChunkKey.parse(key))
+    if here:
+        from pipeline.runtime.cores import machine_cores, use_threads
+
+        use_threads(machine_cores())
+        began = time.monotonic()
+        try:
+            outcome = opened.execute(stage, found.key, again=True)
+        except Exception:
+            if not pdb:
+                raise
+            import pdb as debugger
+            import traceback
+
+            traceback.print_exc()
+            debugger.post_mortem(sys.exc_info()[2])
+            raise typer.Exit(1) from None
+        if as_json:
+            _print_json({"output": output, "key": key, "outcome": outcome})
+        else:
+            seconds = time.monotonic() - began
+            typer.echo(f"{output}/{key}: {outcome} in {seconds:.2f} s")
+        return
+    known = opened.task_state(stage, found.key)
+    if as_json:
+        _print_json(known)
+        return
+    for name, value in known.items():
+        typer.echo(f"{name + ':':<10} {value}")
 
 
 @app.command()
@@ -498,13 +614,19 @@ def retry(
     root: Root,
     recipe: RunName = None,
     stage: Annotated[str | None, typer.Option(help="Only this layer.")] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="All that failed, as without options.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="Only with this text in the reason, or this code.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let the next em run try the failed tasks again.
 
-    Example: em retry --root out --stage affinities
+    Example: em retry --root out --failed --reason "out of memory"
     """
-    count = sum(opened.retry(stage) for opened in _runs(root, recipe))
+    count = sum(opened.retry(stage, reason) for opened in _runs(root, recipe))
     if as_json:
         _print_json({"retried": count})
     else:
@@ -1067,7 +1189,7 @@ def main() -> None:
         app()
     except PipelineError as error:
         typer.echo(f"em: {error}", err=True)
-        sys.exit(1 if isinstance(error, TaskError | TransientError) else 2)
+        sys.exit(exit_status(error))
 
 
 # -- parts -----------------------------------------------------------------------------
@@ -1185,9 +1307,10 @@ def _run(
             recipe.name,
             [f"bbox {within} is outside the run, which covers {planned.bounds}"],
         )
+    # Opened first: a queue that is not there is told before anything is written.
+    manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
     started = Run.start(recipe, root, replace=replace)
     count = workers or machine_cores()
-    manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
     if not queue and count > 1:
         manager = Pool(count)
     with manager as executor:

@@ -4,7 +4,8 @@
 
     PipelineError
     ├── TransientError               try again: the lease lapses, another worker takes it
-    │   └── StorageUnavailableError  the store did not answer
+    │   ├── StorageUnavailableError  the store did not answer
+    │   └── InUseError               another worker may be at it still
     └── PermanentError               trying again cannot help; a person decides
         ├── GeometryError            a box, grid or voxel size is wrong      (ValueError)
         ├── RecipeError              a recipe that cannot work, all its faults listed
@@ -17,6 +18,8 @@
         ├── ModelError               a model's folder is incomplete or damaged
         ├── TrainingError            a training cannot go on from where it is
         ├── BackendError             this machine lacks what the run computes its nets with
+        ├── VersionError             this code is older than the run that it should serve
+        ├── WorkerError              a worker fails whatever it does
         ├── MemoryLimitError         a task cannot fit where it would run
         └── TaskError                tasks failed; the failed records say why
 
@@ -45,6 +48,27 @@ class StorageUnavailableError(TransientError):
     """The store did not answer, or answered that it is busy."""
 
     code = "storage-unavailable"
+
+
+class InUseError(TransientError):
+    """Another worker may be at the task still.
+
+    Parameters
+    ----------
+    message : str
+        What is known of it.
+    after_s : float
+        When to look again [s].
+    """
+
+    code = "in-use"
+
+    def __init__(self, message: str, after_s: float) -> None:
+        self.after_s = after_s
+        super().__init__(message, after_s)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class PermanentError(PipelineError):
@@ -132,6 +156,18 @@ class BackendError(PermanentError):
     code = "backend"
 
 
+class VersionError(PermanentError):
+    """The run was started by newer code than that of this worker."""
+
+    code = "version"
+
+
+class WorkerError(PermanentError):
+    """A worker failed so many tasks in a row that the fault may be its own."""
+
+    code = "worker"
+
+
 class MemoryLimitError(PermanentError):
     """A task needs more memory than its worker has."""
 
@@ -142,3 +178,21 @@ class TaskError(PermanentError):
     """Tasks failed; their failed records say why."""
 
     code = "task"
+
+
+EXIT_STATUS: dict[type[PipelineError], int] = {
+    TaskError: 1,
+    TransientError: 1,
+    WorkerError: 3,
+    BackendError: 5,
+    VersionError: 5,
+}
+"""Exit statuses of programs that end by an error; of any other of ours, 2."""
+
+
+def exit_status(error: PipelineError) -> int:
+    """Return the exit status of a program that ends by an error."""
+    for kind, status in EXIT_STATUS.items():
+        if isinstance(error, kind):
+            return status
+    return 2

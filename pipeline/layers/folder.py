@@ -12,14 +12,16 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from pipeline.errors import DataError, PipelineError, RootError, StorageUnavailableError
+from pipeline.layers.clouds import TRIES, pause_s, persistently, reach_clouds
 
 PARTIAL = ".partial"
 """Folder of objects that are being written; what is left there is of no use."""
@@ -44,6 +46,20 @@ _REMEDY = {
     errno.EXDEV: "keep every layer of a run on one file system",
 }
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"}
+_REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to its own"
+_TELLING = {
+    "NoSuchBucket": "create the bucket, or name another one",
+    "301": _REGION,
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "403": "check the credentials and their right to read and write there",
+    "AccessDenied": "give this user the right to read and write there",
+    "InvalidAccessKeyId": "the credentials are of no user: see docs/operations.md",
+    "SignatureDoesNotMatch": "the credentials are wrong: see docs/operations.md",
+    "ExpiredToken": "the credentials have expired: get new ones and start again",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+}
 
 
 def normalize(location: str) -> str:
@@ -66,6 +82,8 @@ def open_folder(location: str) -> Folder:
 
 class Folder(ABC):
     """Objects by path, with ``/`` between folders."""
+
+    is_local: ClassVar[bool] = False
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -118,6 +136,8 @@ class LocalFolder(Folder):
     no header to say that one is compressed. Those that CloudVolume left with ``.gz``
     behind their name are read as well.
     """
+
+    is_local = True
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
@@ -205,6 +225,7 @@ class CloudFolder(Folder):
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
+        reach_clouds()
         from cloudfiles import CloudFiles
 
         self._files = CloudFiles(location, progress=False)
@@ -223,19 +244,24 @@ class CloudFolder(Folder):
             self._put(path, source)
 
     def _put(self, path: str, content: bytes | IO[bytes], *, gzip: bool = False) -> None:
+        def put() -> None:
+            with storage_errors(f"{self.location}/{path}"):
+                if not isinstance(content, bytes):
+                    content.seek(0)
+                self._files.put(
+                    path,
+                    content,
+                    content_type=_content_type(path),
+                    compress="gzip" if gzip else None,
+                    cache_control="no-cache",
+                    raw=True,
+                )
+
         if self._files.protocol in ("http", "https"):
             raise RootError(
                 f"{self.location} can only be read; choose a root on a path, gs:// or s3://"
             )
-        with storage_errors(f"{self.location}/{path}"):
-            self._files.put(
-                path,
-                content,
-                content_type=_content_type(path),
-                compress="gzip" if gzip else None,
-                cache_control="no-cache",
-                raw=True,
-            )
+        persistently(put)
 
     def get(  # noqa: D102
         self, path: str, start: int | None = None, stop: int | None = None
@@ -245,27 +271,52 @@ class CloudFolder(Folder):
         wanted: Any = path
         if start is not None or stop is not None:
             wanted = {"path": path, "start": start or 0, "end": stop}
-        with storage_errors(f"{self.location}/{path}"):
-            try:
-                content: bytes | None = self._files.get(wanted)
-            except DecompressionError as error:
-                raise _damaged(f"{self.location}/{path}", error) from error
-            return content
+
+        def get() -> bytes | None:
+            with storage_errors(f"{self.location}/{path}"):
+                try:
+                    content: bytes | None = self._files.get(wanted)
+                except DecompressionError as error:
+                    raise _damaged(f"{self.location}/{path}", error) from error
+                return content
+
+        return persistently(get)
 
     def exists(self, path: str) -> bool:  # noqa: D102
-        with storage_errors(f"{self.location}/{path}"):
-            return bool(self._files.exists(path))
+        def exists() -> bool:
+            with storage_errors(f"{self.location}/{path}"):
+                return bool(self._files.exists(path))
+
+        return persistently(exists)
 
     def delete(self, paths: Iterable[str]) -> None:  # noqa: D102
-        with storage_errors(self.location):
-            self._files.delete(list(paths))
+        named = list(paths)
+
+        def delete() -> None:
+            with storage_errors(self.location):
+                self._files.delete(named)
+
+        persistently(delete)
 
     def delete_folder(self, path: str) -> None:  # noqa: D102
         self.delete(self.paths(f"{path}/"))
 
     def paths(self, prefix: str) -> Iterator[str]:  # noqa: D102
-        with storage_errors(f"{self.location}/{prefix}"):
-            yield from self._files.list(prefix=prefix)
+        # A listing that breaks off is begun anew, and goes on after what was yielded.
+        last, tried = "", 0
+        while True:
+            try:
+                with storage_errors(f"{self.location}/{prefix}"):
+                    for path in self._files.list(prefix=prefix):
+                        if path > last:
+                            yield path
+                            last, tried = path, 0
+                return
+            except StorageUnavailableError:
+                tried += 1
+                if tried == TRIES:
+                    raise
+                time.sleep(pause_s(tried))
 
     def map(self, function: Any, items: Iterable[Any]) -> list[Any]:  # noqa: D102
         with ThreadPoolExecutor(max_workers=16) as pool:
@@ -329,12 +380,14 @@ def storage_errors(place: str) -> Iterator[None]:
         remedy = "check the location, the credentials and the rights to it"
         if isinstance(error, OSError) and error.errno is not None:
             remedy = _REMEDY.get(error.errno, remedy)
+        remedy = _TELLING.get(_cloud_code(error), remedy)
         raise RootError(f"{place}: {_brief(error)}; {remedy}") from error
 
 
 def _passing(error: Exception) -> bool | None:
     """Whether trying again may help; None where the error is not of the storage."""
     import botocore.exceptions  # type: ignore[import-untyped]
+    import botocore.parsers  # type: ignore[import-untyped]
     import google.api_core.exceptions
     import google.auth.exceptions
     import requests
@@ -345,7 +398,10 @@ def _passing(error: Exception) -> bool | None:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
     elif isinstance(error, botocore.exceptions.ClientError):
-        if error.response.get("Error", {}).get("Code") in _BUSY:
+        if _cloud_code(error) in _BUSY:
+            return True
+        if _cloud_code(error) == "404":
+            # It did not say what is not there: the answer was torn.
             return True
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif isinstance(error, google.api_core.exceptions.GoogleAPICallError):
@@ -359,6 +415,8 @@ def _passing(error: Exception) -> bool | None:
             urllib3.exceptions.HTTPError,
             botocore.exceptions.HTTPClientError,
             botocore.exceptions.ConnectionError,
+            botocore.exceptions.IncompleteReadError,
+            botocore.parsers.ResponseParserError,
             google.api_core.exceptions.RetryError,
             google.auth.exceptions.TransportError,
             IntegrityError,
@@ -380,6 +438,12 @@ def _passing(error: Exception) -> bool | None:
     ):
         return False
     return None
+
+
+def _cloud_code(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    found = response.get("Error", {}) if isinstance(response, dict) else {}
+    return str(found.get("Code", ""))
 
 
 def _brief(error: Exception) -> str:

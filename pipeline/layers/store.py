@@ -206,6 +206,15 @@ class Store:
         DataError
             If what is there is damaged.
         """
+        try:
+            return self._read(read)
+        except DataError:
+            # Of a cloud, it may have been damaged on the way: the second time it is not.
+            if self._folder.is_local:
+                raise
+            return self._read(read)
+
+    def _read(self, read: Read) -> Any:
         if isinstance(read, Region):
             return self._read_region(read)
         if isinstance(read, Record):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, GeometryError, PipelineError, SourceError
 from pipeline.geometry import Bbox, ChunkKey, Grid, Vec3
+from pipeline.layers.clouds import persistently
 from pipeline.layers.folder import storage_errors
 from pipeline.specs import (
     HOLDS,
@@ -439,9 +440,13 @@ class Volume:
         from cloudvolume.lib import Bbox as CloudBox
 
         box = CloudBox(region.box.start.astuple(), region.box.stop.astuple())
-        try:
+
+        def download() -> Any:
             with storage_errors(self._location):
                 return self._at(region.mip).download(box)
+
+        try:
+            return persistently(download)
         except (PipelineError, MemoryError):
             raise
         except Exception as error:

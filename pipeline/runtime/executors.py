@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.errors import PermanentError, TransientError
+from pipeline.errors import PermanentError, TaskError, TransientError
 from pipeline.geometry import ChunkKey
 from pipeline.runtime.cores import machine_cores, use_threads
 from pipeline.runtime.progress import WaveProgress
@@ -29,7 +30,12 @@ from pipeline.runtime.run import ATTEMPTS, Run
 from pipeline.runtime.steps import STEPS, STREAM
 from pipeline.stages.base import Stage
 
+log = logging.getLogger("em.run")
+
 _RETRY_PAUSE_S = 1.0
+_SILENCE_S = 60.0
+_SENT_AT_MOST = 5
+_DEAF_AT_MOST = 20
 _FIRST_LOOK_S = 0.05
 
 
@@ -235,43 +241,88 @@ class Queued:
         often.
     on_wait : callable or None
         Called at each look, for a caller that watches over workers.
+
+    Raises
+    ------
+    RootError
+        If there is no such queue, or it may not be used.
     """
 
     def __init__(
         self, url: str, *, poll_s: float = 1.0, on_wait: Callable[[], None] | None = None
     ) -> None:
         self.url = url
+        self._queue = TaskQueue(url)
         self._poll_s = poll_s
         self._on_wait = on_wait
 
     def __call__(
         self, run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
     ) -> None:
-        """Enqueue, and wait; a message that got lost is sent again."""
-        queue = TaskQueue(self.url)
+        """Enqueue, and wait; a message that got lost is sent again.
+
+        Raises
+        ------
+        TaskError
+            If messages vanish time and again and no task ends.
+        """
+        queue = self._queue
         missing = set(keys)
+        sent, heard = 1, time.monotonic()
         queue.insert(run.store.root, run.recipe.name, stage.output, keys)
         pause = _FIRST_LOOK_S
         empty_since: float | None = None
+        deaf = 0
         while missing:
             time.sleep(pause)
             pause = min(self._poll_s, 1.5 * pause)
             if self._on_wait is not None:
                 self._on_wait()
-            parked = run.parked_keys(stage)
-            ended = missing & (run.done_keys(stage) | parked)
+            try:
+                parked = run.parked_keys(stage)
+                ended = missing & (run.done_keys(stage) | parked)
+                is_empty = not ended and queue.is_empty()
+            except TransientError as error:
+                deaf += 1
+                if deaf > _DEAF_AT_MOST:
+                    raise
+                log.warning("%s; looking again", error)
+                continue
+            deaf = 0
             for key in ended:
                 progress.add(
                     "failed" if key in parked else "done", stage.voxels(stage.task(key))
                 )
             missing -= ended
-            if not missing or ended or not queue.is_empty():
+            if ended:
+                sent, heard = 1, time.monotonic()
+            elif time.monotonic() - heard > _SILENCE_S:
+                log.warning(self._waits_for(stage, missing))
+                heard = time.monotonic()
+            if not missing or not is_empty:
                 empty_since = None
             elif empty_since is None:
                 empty_since = time.monotonic()
             elif time.monotonic() - empty_since > queue.settles_s:
+                if sent > _SENT_AT_MOST:
+                    raise TaskError(
+                        f"{stage.name}: {len(missing)} tasks of {stage.output} were sent "
+                        f"{sent} times to {self.url} and are neither done nor failed, "
+                        f"first {min(missing)}; see the logs of the workers for what they "
+                        "drop, and whether others share the queue"
+                    )
                 queue.insert(run.store.root, run.recipe.name, stage.output, sorted(missing))
+                sent += 1
                 empty_since = None
+
+    def _waits_for(self, stage: Stage, missing: set[ChunkKey]) -> str:
+        waiting, leased = self._queue.counts()
+        hint = "" if leased else "; no worker has any of them: start some with em work"
+        return (
+            f"{stage.output}: none of {len(missing)} tasks ended for {_SILENCE_S:.0f} s, "
+            f"first {min(missing)}; {self.url} has {waiting} waiting and {leased} leased"
+            f"{hint}"
+        )
 
 
 def _attempt(run: Run, stage: Stage, key: ChunkKey) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def reset_peak_memory() -> None:
@@ -41,3 +43,28 @@ def machine_memory() -> int:
         except (OSError, ValueError):
             continue
     return total
+
+
+def memory_limit() -> int:
+    """Return what this process may use [byte]: ``EM_MEMORY_GB``, or all there is."""
+    own = os.environ.get("EM_MEMORY_GB")
+    return int(float(own) * 2**30) if own else machine_memory()
+
+
+def memory_in_use() -> int:
+    """Return what counts against the limit now [byte].
+
+    In a container with a limit, what its group holds less what the system would drop;
+    else the resident memory of this process.
+    """
+    try:
+        if "EM_MEMORY_GB" not in os.environ:
+            int((_CGROUP / "memory.max").read_text())
+            held = int((_CGROUP / "memory.current").read_text())
+            for line in (_CGROUP / "memory.stat").read_text().splitlines():
+                if line.startswith("inactive_file "):
+                    held -= int(line.split()[1])
+            return held
+    except (OSError, ValueError):
+        pass
+    return int(psutil.Process().memory_info().rss)

@@ -20,7 +20,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,8 @@ import numpy as np
 from pipeline.errors import (
     BackendError,
     DataError,
+    InUseError,
+    MemoryLimitError,
     MissingInputError,
     PermanentError,
     RecipeError,
@@ -45,13 +47,18 @@ from pipeline.layers.store import Store
 from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
 from pipeline.runtime.cores import threads
+from pipeline.runtime.logs import redacted
 from pipeline.runtime.memory import peak_memory, reset_peak_memory
+from pipeline.runtime.starts import Starts, beating, gib
 from pipeline.runtime.steps import STEPS
-from pipeline.specs import LayerSpec, Record, Region, Value, VolumeSpec
+from pipeline.specs import LayerSpec, Partitioned, Read, Record, Region, Value, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Task
 
 ATTEMPTS = 5
 """Starts of a task before it is parked with a failed record."""
+
+_MEMORY_ATTEMPTS = 2
+"""Starts that run out of memory with nothing beside them before a task is parked."""
 
 Outcome = Literal["done", "blank", "skipped"]
 
@@ -103,6 +110,8 @@ class Run:
         self.recipe = recipe
         self.specs = specs
         self.lineage = recipe.lineage()
+        self.on_done: Callable[[Mapping[str, Any]], None] | None = None
+        self.on_parked: Callable[[Mapping[str, Any]], None] | None = None
         self._known_done: set[tuple[str, ChunkKey]] = set()
 
     @classmethod
@@ -232,37 +241,44 @@ class Run:
         if not stage.streams:
             STEPS.alone()
         reset_peak_memory()
-        started = time.time()
+        started, clock = time.time(), Phases()
         inputs = {name: self.store.read(read) for name, read in reads.items()}
-        waited = STEPS.compute()
+        bytes_read = sum(_size(value) for value in inputs.values())
+        clock.ends("read")
+        clock.waited(STEPS.compute())
         value = stage.process(task, **inputs)
         del inputs
-        waited += STEPS.write()
+        clock.ends("compute")
+        clock.waited(STEPS.write())
         target = stage.target(task)
         spec = self.specs[target.layer]
         value = cut_halo(stage, task, target, spec, value)
         objects = self.store.write(target, spec, value)
         blank = not objects
-        self.store.put_json(
-            self._path(stage, "done", key),
-            {
-                "kind": "blank" if blank else "done",
-                "stage": stage.name,
-                "key": str(key),
-                "digest": stage.digest,
-                "lineage": self.lineage[stage.output],
-                "inputs": {
-                    layer: self.lineage.get(layer, "") for layer in stage.inputs.values()
-                },
-                "objects": objects,
-                "voxels": stage.voxels(task),
-                "seconds": round(time.time() - started - waited, 3),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "peak_memory": peak_memory(),
-                "host": platform.node(),
-                "code_version": code_version(),
+        clock.ends("write")
+        written = {
+            "kind": "blank" if blank else "done",
+            "stage": stage.name,
+            "key": str(key),
+            "digest": stage.digest,
+            "lineage": self.lineage[stage.output],
+            "inputs": {
+                layer: self.lineage.get(layer, "") for layer in stage.inputs.values()
             },
-        )
+            "objects": objects,
+            "voxels": stage.voxels(task),
+            "seconds": round(sum(clock.seconds.values()), 3),
+            "phases": {name: round(s, 3) for name, s in clock.seconds.items()},
+            "bytes_read": bytes_read,
+            "bytes_written": sum(int(c.rpartition(":")[2]) for c in objects.values()),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "peak_memory": peak_memory(),
+            "host": platform.node(),
+            "code_version": code_version(),
+        }
+        self.store.put_json(self._path(stage, "done", key), written)
+        if self.on_done is not None:
+            self.on_done({"output": stage.output, **written})
         self.store.delete_document(self._path(stage, "failed", key))
         return "blank" if blank else "done"
 
@@ -302,16 +318,28 @@ class Run:
                     result[target.layer, target.mip] = stage
         return result
 
-    def attempt(self, stage: Stage, key: ChunkKey, *, counted: bool = True) -> str:
+    def attempt(
+        self, stage: Stage, key: ChunkKey, *, counted: bool = True, beat_s: float = 0.0
+    ) -> str:
         """Do a task and say how it went; give up where trying again cannot help.
 
         A start is written down before the work, so that a task that kills its worker
         is known at its next start.
 
+        Parameters
+        ----------
+        stage, key
+            The task.
+        counted : bool
+            Whether to write down starts, as one does where a task comes from a queue.
+        beat_s : float
+            How often to show that this worker lives [s]; 0 for never.
+
         Returns
         -------
         str
-            ``done``, ``blank``, ``skipped`` or ``failed``.
+            ``done``, ``blank``, ``skipped``, ``failed``, or ``early`` where a message
+            came before the turn of its task.
 
         Raises
         ------
@@ -322,25 +350,27 @@ class Run:
         BackendError
             This machine cannot compute the net; another may.
         """
-        path = self._path(stage, "attempts", key)
+        path = self.starts_path(stage, key)
         starts = 1
         if counted:
             if self.done_record(stage, key) is not None:
                 return "skipped"
             if self.is_parked(stage, key):
                 return "failed"
-            before = self.store.get_json(path) or {}
-            starts = int(before.get("starts", 0)) + 1
-            if starts > ATTEMPTS:
-                self.park(stage, key, _died(starts - 1), starts - 1)
+            before = Starts.read(self.store, path)
+            if before.starts >= ATTEMPTS or before.out_of_memory >= _MEMORY_ATTEMPTS:
+                self._require_dead(stage, key, before)
+                self.park(stage, key, self._died(stage, key, before), before.starts)
                 self.store.delete_document(path)
                 return "failed"
-            self.store.put_json(path, {"starts": starts, "host": platform.node()})
+            starts = before.starts + 1
+            before.begun(platform.node(), beat_s).write(self.store, path)
             if starts > 1:
                 # It may have killed its worker: lest it take others with it again.
                 STEPS.alone()
         try:
-            outcome: str = self.execute(stage, key)
+            with beating(self.store, path, beat_s if counted else 0.0):
+                outcome: str = self.execute(stage, key)
         except TransientError as error:
             if not counted or starts < ATTEMPTS:
                 raise
@@ -350,32 +380,101 @@ class Run:
             # The whole run is in trouble, or this worker; not this task.
             raise
         except Exception as error:
-            self.park(stage, key, error, starts)
-            outcome = "failed"
+            if (
+                counted
+                and isinstance(error, MissingInputError)
+                and self._awaits(stage, key)
+            ):
+                outcome = "early"
+            else:
+                self.park(stage, key, error, starts)
+                outcome = "failed"
         if counted:
             self.store.delete_document(path)
         return outcome
+
+    def _require_dead(self, stage: Stage, key: ChunkKey, before: Starts) -> None:
+        """Make sure that no worker is at a task any more.
+
+        Raises
+        ------
+        InUseError
+            If one may be; the beat that was seen is written down for the next look.
+        """
+        if before.beat_s and before.seen != before.beat:
+            path = self.starts_path(stage, key)
+            replace(before, seen=before.beat).write(self.store, path)
+            raise InUseError(
+                f"{stage.name}: {key} was begun {before.starts} times, last on "
+                f"{before.host}, which may be at it still; looking again",
+                2 * before.beat_s + 1,
+            )
+
+    def _awaits(self, stage: Stage, key: ChunkKey) -> bool:
+        """Whether tasks that come before one are not done: its message came too early."""
+        for other in self.recipe.upstream(stage):
+            done = self.done_keys(other)
+            if any(k not in done for wave in other.plan() for k in wave):
+                return True
+        done = self.done_keys(stage)
+        for wave in stage.plan():
+            if wave.level == key.level:
+                break
+            if any(k not in done for k in wave):
+                return True
+        return False
+
+    def _died(self, stage: Stage, key: ChunkKey, before: Starts) -> PermanentError:
+        """Say of what the workers of a task died, as far as it is known."""
+        from pipeline.runtime.estimate import PROCESS_BYTES
+
+        said = gib(PROCESS_BYTES + stage.memory(self.specs, key.level))
+        if before.out_of_memory or before.lacked_memory:
+            return MemoryLimitError(
+                f"{stage.name}: {stage.output}/{key} ran out of memory: its worker on "
+                f"{before.host} had {gib(before.memory)} of {gib(before.limit)} in use, "
+                f"where em plan says {said}; it died {before.starts} times. Give workers "
+                "more memory or choose a smaller chunk, then em retry"
+            )
+        return PermanentError(
+            f"the worker died {before.starts} times in this task (killed, or out of "
+            f"memory; em plan says {said}), last on {before.host}; give it more memory, "
+            "then em retry"
+        )
+
+    def give_back(self, stage: Stage, key: ChunkKey) -> None:
+        """Undo the count of a start that was broken off on purpose."""
+        path = self.starts_path(stage, key)
+        known = Starts.read(self.store, path)
+        if known.starts > 1:
+            replace(known, starts=known.starts - 1).write(self.store, path)
+        else:
+            self.store.delete_document(path)
+
+    def starts_path(self, stage: Stage, key: ChunkKey) -> str:
+        """Return where the starts of a task are written down."""
+        return self._path(stage, "attempts", key)
 
     def park(
         self, stage: Stage, key: ChunkKey, error: BaseException, starts: int = 1
     ) -> None:
         """Write the failed record of a task."""
-        text = "".join(traceback.format_exception(error))
-        self.store.put_json(
-            self._path(stage, "failed", key),
-            {
-                "stage": stage.name,
-                "output": stage.output,
-                "key": str(key),
-                "lineage": self.lineage[stage.output],
-                "code": getattr(error, "code", type(error).__name__),
-                "reason": str(error) or type(error).__name__,
-                "traceback": text,
-                "starts": starts,
-                "host": platform.node(),
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
+        text = redacted("".join(traceback.format_exception(error)))
+        record = {
+            "stage": stage.name,
+            "output": stage.output,
+            "key": str(key),
+            "lineage": self.lineage[stage.output],
+            "code": getattr(error, "code", type(error).__name__),
+            "reason": redacted(str(error)) or type(error).__name__,
+            "traceback": text,
+            "starts": starts,
+            "host": platform.node(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self.store.put_json(self._path(stage, "failed", key), record)
+        if self.on_parked is not None:
+            self.on_parked(record)
 
     # -- what is done ----------------------------------------------------------------
 
@@ -413,25 +512,59 @@ class Run:
         """Whether a task was given up."""
         return self.store.get_json(self._path(stage, "failed", key)) is not None
 
+    def task_state(self, stage: Stage, key: ChunkKey) -> dict[str, Any]:
+        """Return what is known of a task: its state, what it reads, and its records."""
+        done = self.store.get_json(self._path(stage, "done", key))
+        failed = self.failure(stage, key)
+        starts = Starts.read(self.store, self.starts_path(stage, key))
+        state = "done" if done else "failed" if failed else "missing"
+        reads = stage.reads(stage.task(key))
+        return {
+            "task": f"{stage.output}/{key}",
+            "stage": stage.name,
+            "state": state,
+            "starts": starts.starts or (failed or {}).get("starts", 0),
+            "memory": gib(stage.memory(self.specs, key.level)),
+            "reads": {name: _said(read) for name, read in reads.items()},
+            "record": done or failed,
+        }
+
     def failures(self) -> list[dict[str, Any]]:
         """Return the failed records of all stages, in layer order."""
-        found = []
-        for stage in self.recipe.stages:
-            for key in sorted(self.parked_keys(stage)):
-                document = self.store.get_json(self._path(stage, "failed", key))
-                if isinstance(document, dict):
-                    found.append(document)
-        return found
+        return [
+            document
+            for stage in self.recipe.stages
+            for key in sorted(self.parked_keys(stage))
+            if (document := self.failure(stage, key)) is not None
+        ]
 
-    def retry(self, output: str | None = None) -> int:
-        """Forget failed records, so that the next run tries again; return how many."""
+    def retry(self, output: str | None = None, reason: str | None = None) -> int:
+        """Forget failed records, so that the next run tries again; return how many.
+
+        Parameters
+        ----------
+        output : str or None
+            Only those of this layer.
+        reason : str or None
+            Only those with this text in their reason, or with this code.
+        """
         count = 0
         for stage in self.recipe.stages:
             if output in (None, stage.output):
                 for key in self.parked_keys(stage):
+                    if reason is not None:
+                        record = self.failure(stage, key) or {}
+                        said = str(record.get("reason", ""))
+                        if reason not in said and reason != record.get("code"):
+                            continue
                     self._unpark(stage, key)
                     count += 1
         return count
+
+    def failure(self, stage: Stage, key: ChunkKey) -> dict[str, Any] | None:
+        """Return the failed record of a task; None where there is none."""
+        record = self.store.get_json(self._path(stage, "failed", key))
+        return record if isinstance(record, dict) else None
 
     def forget(self, stage: Stage, key: ChunkKey) -> None:
         """Forget that a task is done, or that it was given up."""
@@ -477,7 +610,7 @@ class Run:
         inputs = list(stage.inputs.values())
         return provenance(
             description=(inspect.getdoc(type(stage)) or stage.name).splitlines()[0],
-            sources=[self.store.location(layer) for layer in inputs],
+            sources=[redacted(self.store.location(layer)) for layer in inputs],
             method={
                 "task": stage.name,
                 "recipe": self.recipe.name,
@@ -520,6 +653,30 @@ class Run:
         return hull
 
 
+class Phases:
+    """Times the phases of a task, one after the other.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Time in each phase that has ended [s].
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def ends(self, phase: str) -> None:
+        """Count the time since the last end for a phase."""
+        now = time.monotonic()
+        self.seconds[phase] = now - self._since
+        self._since = now
+
+    def waited(self, seconds: float) -> None:
+        """Leave out time that was spent waiting for another task."""
+        self._since += seconds
+
+
 def cut_halo(
     stage: Stage, task: Task, target: Region | Record, spec: LayerSpec, value: Value
 ) -> Value:
@@ -545,16 +702,29 @@ def cut_halo(
     return value
 
 
+def _said(read: Read) -> str:
+    """Say what a task reads, in a word."""
+    if isinstance(read, Region):
+        return f"{read.layer} {read.box} mip {read.mip}"
+    if isinstance(read, Record):
+        return f"{read.layer}/{read.key}"
+    return ", ".join(f"{r.layer}/{r.key}" for r in read)
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of what a task was given."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, dict):
+        return sum(_size(v) for v in value.values())
+    if isinstance(value, list):
+        return sum(_size(v) for v in value)
+    return _size(value.parts) if isinstance(value, Partitioned) else 0
+
+
 def code_version() -> str:
     """Return the version of the code, from the environment of an image or the package."""
     return os.environ.get("EM_CODE_VERSION") or version("em-pipeline")
-
-
-def _died(starts: int) -> PermanentError:
-    return PermanentError(
-        f"the worker died {starts} times in this task (killed, or out of memory); "
-        "give it more memory, then em retry"
-    )
 
 
 def _spec(document: Any) -> LayerSpec:

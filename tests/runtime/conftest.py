@@ -1,13 +1,18 @@
 """A small reconstruction of the phantom, the command, and a way to stop a task midway."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import psutil
 import pytest
 
 from pipeline.geometry import Bbox, Vec3
+from pipeline.layers import clouds
 from pipeline.layers.store import Store
 from pipeline.phantom import Phantom
 from pipeline.recipe import Recipe
@@ -249,8 +255,8 @@ def em(tmp_path):
     """Start the installed command; what still runs at the end of the test is killed."""
     started = []
 
-    def start(*arguments):
-        process = Command(arguments, tmp_path / f"em{len(started)}")
+    def start(*arguments, **environment):
+        process = Command(arguments, tmp_path / f"em{len(started)}", environment)
         started.append(process)
         return process
 
@@ -262,12 +268,15 @@ def em(tmp_path):
 class Command:
     """`em` as a process, whose output goes to files."""
 
-    def __init__(self, arguments, output):
+    def __init__(self, arguments, output, environment):
         self._output = output
         executable = Path(sys.executable).parent / "em"
         with open(f"{output}.out", "w") as out, open(f"{output}.err", "w") as err:
             self.process = subprocess.Popen(
-                [executable, *map(str, arguments)], stdout=out, stderr=err
+                [executable, *map(str, arguments)],
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **environment},
             )
         self.pid = self.process.pid
 
@@ -331,6 +340,133 @@ def em_here(monkeypatch, capsys):
         return Result(ended.value.code or 0, captured.out, captured.err)
 
     return run
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serving(port, process):
+    """Wait until a server takes connections."""
+    until = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until:
+        assert process.poll() is None, f"{process.args} ended"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return f"http://127.0.0.1:{port}"
+        time.sleep(0.05)
+    raise TimeoutError(f"{process.args} does not answer")
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """Endpoint of an S3 and SQS server in a process of its own."""
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield _serving(port, process)
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def flaky(moto):
+    """Start a proxy before the server that fails a share of the requests."""
+    started = []
+
+    def start(**options):
+        port = _free_port()
+        arguments = [
+            f"--{name.replace('_', '-')}={value}"
+            for name, value in options.items()
+            if name != "kinds"
+        ]
+        if "kinds" in options:
+            arguments += ["--kinds", *options["kinds"]]
+        script = Path(__file__).with_name("flaky.py")
+        process = subprocess.Popen(
+            [sys.executable, script, "--upstream", moto, f"--port={port}", *arguments]
+        )
+        started.append(process)
+        return _serving(port, process)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def counts():
+    """Return what a proxy has done so far."""
+
+    def read(endpoint, command="counts"):
+        with urllib.request.urlopen(f"{endpoint}/--{command}") as answer:
+            return json.load(answer)
+
+    return read
+
+
+class Cloud:
+    """A bucket and a queue of their own on the server."""
+
+    def __init__(self, endpoint, patch, name):
+        import boto3
+
+        self._patch = patch
+        self.name = name
+        self.root = f"s3://{name}/root"
+        self.queue = f"sqs://{name}"
+        self.use(endpoint)
+        self.s3 = boto3.client("s3", endpoint_url=endpoint)
+        self.sqs = boto3.client("sqs", endpoint_url=endpoint)
+        self.s3.create_bucket(Bucket=name)
+        self.queue_url = self.sqs.create_queue(QueueName=name)["QueueUrl"]
+
+    def use(self, endpoint, **environment):
+        """Reach the clouds at an endpoint, here and in processes started from now on."""
+        from cloudfiles.interfaces import reset_connection_pools
+
+        for variable, value in {"AWS_ENDPOINT_URL": endpoint, **environment}.items():
+            self._patch.setenv(variable, value)
+        reset_connection_pools()
+        clouds._reached.clear()
+
+    def objects(self, prefix="root/"):
+        """Return the objects of a run by path, less its records and provenance."""
+        found = {}
+        pages = self.s3.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.name, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                path = entry["Key"].removeprefix(prefix)
+                if SET_ASIDE & {*path.split("/")} or path.endswith("provenance"):
+                    continue
+                answer = self.s3.get_object(Bucket=self.name, Key=entry["Key"])
+                content = answer["Body"].read()
+                if answer.get("ContentEncoding") == "gzip":
+                    content = gzip.decompress(content)
+                found[path] = content
+        return found
+
+
+@pytest.fixture
+def cloud(moto, monkeypatch, tmp_path):
+    """A bucket and a queue, and the environment in which they are found."""
+    from cloudfiles.interfaces import reset_connection_pools
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-access-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "")
+    monkeypatch.setenv("EM_REQUEST_TIMEOUT_S", "3")
+    monkeypatch.setattr(clouds, "_reached", [])
+    yield Cloud(moto, monkeypatch, f"em-{uuid.uuid4().hex[:12]}")
+    monkeypatch.undo()
+    reset_connection_pools()
 
 
 class Gate:

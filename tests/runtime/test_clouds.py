@@ -1,0 +1,87 @@
+"""Runs on an S3 server with a queue of SQS, over real HTTP, quiet and not."""
+
+import signal
+
+import pytest
+import tensorstore as ts
+
+from pipeline.errors import StorageUnavailableError
+from pipeline.geometry import Bbox, Vec3
+from pipeline.layers.store import Store
+from pipeline.runtime.run import Run
+from pipeline.runtime.verify import verify
+from pipeline.specs import Region, VolumeSpec
+
+FAULTS = ("500", "503", "reset", "hang", "torn", "short")
+
+
+@pytest.mark.parametrize("name", ["copy", pytest.param("small", marks=pytest.mark.slow)])
+def test_two_workers_on_sqs_and_s3_write_what_one_process_writes_to_files(
+    name, recipe, copy_text, small_text, volumes, em, em_here, cloud, root, objects
+):
+    path = recipe(copy_text if name == "copy" else small_text, volumes)
+    em_here("run", path, "--root", root, "--quiet")
+    workers = [em("work", "--queue", cloud.queue, "--lease-seconds", 20) for _ in range(2)]
+    em("run", path, "--root", cloud.root, "--queue", cloud.queue).succeed()
+    for worker in workers:
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.wait() == 0, worker.errors
+    assert sum(e["event"] == "done" for w in workers for e in w.events()) >= 8
+    assert cloud.objects() == objects(root)
+    run = Run.open(cloud.root, name)
+    assert all(proof.is_complete for proof in verify(run))
+    image = ts.open(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": {
+                "driver": "s3",
+                "bucket": cloud.name,
+                "path": "root/image/",
+                "endpoint": cloud.s3.meta.endpoint_url,
+                "aws_region": "us-east-1",
+            },
+        },
+        read=True,
+    ).result()
+    box = Bbox.of_shape(Vec3(96, 80, 24))
+    ours = run.store.read(Region("image", box))
+    assert (image[..., 0].read().result() == ours).all()
+
+
+SPEC = VolumeSpec(
+    dtype="uint8",
+    bounds=Bbox.of_shape(Vec3(32, 32, 16)),
+    voxel_size_nm=(4, 4, 30),
+    kind_of_values="image",
+    encoding="raw",
+    storage_chunk=Vec3(16, 16, 16),
+)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_no_fault_of_the_storage_changes_what_is_read(kind, cloud, flaky, counts):
+    import numpy as np
+
+    array = np.random.default_rng(0).integers(0, 255, (32, 32, 16), dtype=np.uint8)
+    endpoint = flaky(rate=0.3, kinds=[kind], hang_s=1.5, seed=1)
+    cloud.use(endpoint, EM_REQUEST_TIMEOUT_S="1")
+    store = Store(cloud.root)
+    store.create("image", SPEC)
+    region = Region("image", SPEC.bounds)
+    written = store.write(region, SPEC, array)
+    store.put_json("state/a.json", {"a": list(range(1000))})
+    for _ in range(3):
+        assert (store.read(region) == array).all()
+        assert store.get_json("state/a.json") == {"a": list(range(1000))}
+        assert list(store.list("state/")) == ["state/a.json"]
+    assert store.check("image", written) == []
+    assert counts(endpoint)[kind] > 3
+
+
+def test_storage_that_is_down_says_so_and_is_no_hang(cloud, flaky, monkeypatch):
+    from pipeline.layers import clouds
+
+    monkeypatch.setattr(clouds, "PATIENCE_S", 0.0)
+    cloud.use(flaky(rate=1, kinds=["reset"]))
+    with pytest.raises(StorageUnavailableError, match="did not answer"):
+        Store(cloud.root).get_json("state/a.json")
