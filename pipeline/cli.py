@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import (
+    CancelledError,
     DataError,
     ModelError,
     PipelineError,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.runtime.drive import StageSummary
     from pipeline.runtime.estimate import WaveEstimate
+    from pipeline.runtime.executors import Executor
+    from pipeline.runtime.progress import WaveProgress
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
 
@@ -77,7 +80,8 @@ Workers = Annotated[
 Queue = Annotated[
     str,
     typer.Option(
-        envvar="EM_QUEUE", help="fq://FOLDER or sqs://NAME: em work does the tasks."
+        envvar="EM_QUEUE",
+        help="fq://FOLDER or sqs://NAME, {run} and {pool} in it: em work does the tasks.",
     ),
 ]
 BboxOption = Annotated[
@@ -434,6 +438,27 @@ def retry(
         _print_json({"retried": count})
     else:
         typer.echo(f"{count} failed tasks will be tried again by em run")
+
+
+@app.command()
+def cancel(root: Root, recipe: RunName = None, queue: Queue = "") -> None:
+    """Stop a run; what is done is kept, and em run goes on from there.
+
+    Messages are removed from a queue of the run's own, one with {run} in its name;
+    tasks that workers have in hand end as usual.
+
+    Example: em cancel block --root out --queue "sqs://em-{run}-{pool}"
+    """
+    from pipeline.runtime.run_queues import cancel_run
+
+    for opened in _runs(root, recipe):
+        removed, shared = cancel_run(opened, queue)
+        typer.echo(f"{opened.recipe.name}: cancelled, {removed} messages removed")
+        for url in shared:
+            typer.echo(
+                f"{url} is shared with other runs and left as it is: workers will do the "
+                "tasks that wait there; a queue with {run} in its name is emptied"
+            )
 
 
 @app.command()
@@ -924,7 +949,8 @@ def main() -> None:
         app()
     except PipelineError as error:
         typer.echo(f"em: {error}", err=True)
-        sys.exit(1 if isinstance(error, TaskError | TransientError) else 2)
+        is_for_later = isinstance(error, TaskError | TransientError | CancelledError)
+        sys.exit(1 if is_for_later else 2)
 
 
 # -- parts -----------------------------------------------------------------------------
@@ -968,7 +994,7 @@ def _run(
     from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.drive import run_to_end
     from pipeline.runtime.estimate import require_memory
-    from pipeline.runtime.executors import Pool, Queued, serial
+    from pipeline.runtime.executors import Pool, serial
     from pipeline.runtime.run import Run
 
     within = None if bbox is None else Bbox.parse(bbox)
@@ -995,14 +1021,40 @@ def _run(
         )
     started = Run.start(recipe, root, replace=replace)
     count = workers or machine_cores()
-    manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
-    if not queue and count > 1:
+    manager: Any = nullcontext(serial)
+    if queue:
+        manager = nullcontext(_queued(started, queue))
+    elif count > 1:
         manager = Pool(count)
     with manager as executor:
         rows = run_to_end(
             started, executor, only=only, within=within, tasks=chosen, quiet=quiet
         )
     return started, rows
+
+
+def _queued(run: Run, template: str) -> Executor:
+    """Return who puts the tasks of each kind of worker on its queue."""
+    from pipeline.runtime.executors import Queued
+    from pipeline.runtime.run_queues import create_queue, queue_urls
+    from pipeline.runtime.waves import require_not_cancelled
+
+    urls = queue_urls(template, run)
+    if "{" in template:
+        for url in urls.values():
+            create_queue(url)
+            typer.echo(f"em: tasks go to {url}", err=True)
+    queues = {
+        pool: Queued(url, on_wait=lambda: require_not_cancelled(run))
+        for pool, url in urls.items()
+    }
+
+    def execute(
+        run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
+    ) -> None:
+        queues[stage.pool](run, stage, keys, progress)
+
+    return execute
 
 
 def _require_tasks(recipe: Recipe, stage: Stage, keys: list[ChunkKey]) -> None:

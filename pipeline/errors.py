@@ -18,6 +18,7 @@
         ├── TrainingError            a training cannot go on from where it is
         ├── BackendError             this machine lacks what the run computes its nets with
         ├── MemoryLimitError         a task cannot fit where it would run
+        ├── CancelledError           somebody cancelled the run; it can be gone on with
         └── TaskError                tasks failed; the failed records say why
 
 Each class has a stable ``code`` for dashboards and tests. Messages read
@@ -136,6 +137,12 @@ class MemoryLimitError(PermanentError):
     """A task needs more memory than its worker has."""
 
     code = "memory-limit"
+
+
+class CancelledError(PermanentError):
+    """The run was cancelled; what is done is kept."""
+
+    code = "cancelled"
 
 
 class TaskError(PermanentError):
