@@ -31,7 +31,7 @@ _CLI = """\
 | exit status | means |
 | --- | --- |
 | 0 | all went well |
-| 1 | tasks failed, the run was cancelled, the storage did not answer, or `em verify` found something amiss |
+| 1 | tasks failed, storage did not answer, the run was cancelled, or not proved complete |
 | 2 | the request cannot work as it is; the message says what to change |
 
 Boxes, sizes and positions are in the order x, y, z.

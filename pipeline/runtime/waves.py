@@ -109,6 +109,16 @@ def unfinished(run: Run, stage: Stage) -> str | None:
     return None
 
 
+def needs(run: Run, pool: str) -> bool:
+    """Whether a stage for that kind of worker can begin, or go on, at once."""
+    return any(
+        any(count(run, w).done < len(w) for w in reversed(stage.plan()))
+        and unfinished(run, stage) is None
+        for stage in run.recipe.stages
+        if stage.pool == pool
+    )
+
+
 def failures(run: Run, wave: Wave) -> list[dict[str, Any]]:
     """Return the failed records of a wave, in the order of their keys."""
     paths = (f"{_folder(wave, 'failed')}{n}.json" for n in _names(run, wave, "failed"))

@@ -102,6 +102,16 @@ def test_a_stage_waits_for_what_it_reads(run, image):
     assert waves.unfinished(run, quality) is None
 
 
+def test_workers_are_needed_while_a_stage_can_begin_or_go_on(run, image):
+    assert waves.needs(run, "cpu")
+    assert not waves.needs(run, "gpu")
+    for key in image:
+        run.execute(image.stage, key)
+    assert waves.needs(run, "cpu"), "for the waves of quality"
+    run_to_end(run, serial, quiet=True)
+    assert not waves.needs(run, "cpu")
+
+
 def test_failures_are_told_and_tried_again(run, image):
     run.park(image.stage, BAD, PermanentError("the disk is gone"))
     with pytest.raises(TaskError, match=r"1 of 4 tasks of image failed.*the disk is gone"):
