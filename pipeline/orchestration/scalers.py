@@ -87,13 +87,16 @@ class Processes(Scaler):
                 stderr=log,
                 start_new_session=True,
             )
-        self._file(url, process.pid).write_text(url)
+        _STARTED.append(process)
+        self._file(url, process.pid).write_text(f"{url}\n{_birth(process.pid)}")
 
     def _alive(self, url: str) -> list[int]:
+        # Those that ended and were started here would stay as zombies.
+        _STARTED[:] = [process for process in _STARTED if process.poll() is None]
         pids = []
         for file in sorted(self.folder.glob(f"{_token(url)}.*.pid")):
             pid = int(file.suffixes[-2].removeprefix("."))
-            if _serves(pid):
+            if _birth(pid) == file.read_text().partition("\n")[2]:
                 pids.append(pid)
             else:
                 file.unlink(missing_ok=True)
@@ -153,11 +156,17 @@ def _token(url: str) -> str:
     return "".join(c if c.isalnum() or c == "-" else "_" for c in url)[-120:]
 
 
-def _serves(pid: int) -> bool:
-    """Whether a process still runs, and is one of ours and not another of its number."""
+def _birth(pid: int) -> str | None:
+    """Return when a process began, which tells it from a later one of its number.
+
+    None if it has ended, or is a zombie.
+    """
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return b"pipeline.runtime.worker" in command and state != "Z"
+        return None
+    return None if state == "Z" else fields[18]
+
+
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""Workers that this process started."""

@@ -93,7 +93,7 @@ class Airflow:
         from pipeline.orchestration.scalers import Processes
 
         scaler = Processes(self.folder / "workers")
-        for url in {f.read_text() for f in scaler.folder.glob("*.pid")}:
+        for url in {f.read_text().splitlines()[0] for f in scaler.folder.glob("*.pid")}:
             scaler.scale(url, "cpu", 0)
 
 
