@@ -1,5 +1,6 @@
 # demo: installs, reconstructs a block, scores it, draws it.   test: installs, tests.
 # bench: beside peers, in one run, as ratios; fails where a target is missed.
+# airflow: Airflow with the DAGs on 127.0.0.1:8080, workers as processes of this machine.
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 EM_DATA ?= ../shared/data
@@ -9,7 +10,7 @@ BLOCK := $(EM_DATA)/ac3_x0_512.h5
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard pipeline/kernels/cpp/*)
 export EM_DATA
 
-.PHONY: install browser demo test check bench
+.PHONY: install browser extras demo test check bench airflow
 install: $(VENV)/installed
 
 # torch goes first and alone: left to the resolver it brings gigabytes of CUDA.
@@ -37,10 +38,16 @@ demo: install
 	    --root demo --name demo; \
 	fi
 
-test: install browser
+# Airflow is an extra; the tests of the DAGs skip without it.
+extras: $(VENV)/extras
+$(VENV)/extras: $(VENV)/installed
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[test,airflow]"
+	touch $@
+
+test: extras browser
 	$(BIN)/python -m pytest -q -m "not slow"
 
-check: install browser
+check: extras browser
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -50,3 +57,14 @@ bench: install
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[bench]"
 	mkdir -p bench
 	$(BIN)/python benchmarks/segmentation.py --cache bench --picture bench/segmentation.png --check
+
+# Its password stands in airflow/simple_auth_manager_passwords.json.generated; Ctrl-C ends.
+AIRFLOW_FOLDER ?= $(CURDIR)/airflow
+airflow: extras
+	mkdir -p $(AIRFLOW_FOLDER)
+	PATH="$(CURDIR)/$(BIN):$$PATH" AIRFLOW_HOME="$(AIRFLOW_FOLDER)" \
+	AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__CORE__LOAD_EXAMPLES=False \
+	AIRFLOW__CORE__DAGS_FOLDER="$(CURDIR)/dags" OMP_NUM_THREADS=1 \
+	EM_SCALER=processes EM_WORKERS="$(AIRFLOW_FOLDER)/workers" EM_WORKERS_MOST=2 \
+	EM_ROOT="$${EM_ROOT:-$(CURDIR)/demo}" \
+	EM_QUEUE="fq://$(AIRFLOW_FOLDER)/queues/{run}-{pool}" $(BIN)/airflow standalone

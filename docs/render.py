@@ -31,7 +31,7 @@ _CLI = """\
 | exit status | means |
 | --- | --- |
 | 0 | all went well |
-| 1 | tasks failed, the storage did not answer, or `em verify` found something amiss |
+| 1 | tasks failed, storage did not answer, the run was cancelled, or not proved complete |
 | 2 | the request cannot work as it is; the message says what to change |
 | 3 | a worker failed whatever it did, and stopped |
 | 4 | a worker ended before its memory did, and gave its tasks back |

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.runtime.drive import StageSummary
     from pipeline.runtime.estimate import WaveEstimate
+    from pipeline.runtime.executors import Executor
     from pipeline.runtime.forecast import Forecast
+    from pipeline.runtime.progress import WaveProgress
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
 
@@ -58,6 +60,10 @@ exports = typer.Typer(
     no_args_is_help=True, help="Write what a run made in the formats of other programs."
 )
 app.add_typer(exports, name="export")
+clusters = typer.Typer(
+    no_args_is_help=True, help="Pools of workers in Kubernetes: manifests, and how many."
+)
+app.add_typer(clusters, name="k8s")
 
 Root = Annotated[
     str,
@@ -82,7 +88,8 @@ Workers = Annotated[
 Queue = Annotated[
     str,
     typer.Option(
-        envvar="EM_QUEUE", help="fq://FOLDER or sqs://NAME: em work does the tasks."
+        envvar="EM_QUEUE",
+        help="fq://FOLDER or sqs://NAME, {run} and {pool} in it: em work does the tasks.",
     ),
 ]
 BboxOption = Annotated[
@@ -99,6 +106,9 @@ ExportedRun = Annotated[
 To = Annotated[str, typer.Option("--to", help="Folder of the export: path, gs://, s3://.")]
 ReplaceExport = Annotated[
     bool, typer.Option("--replace", help="Delete another export that is there.")
+]
+Namespace = Annotated[
+    str | None, typer.Option(envvar="EM_NAMESPACE", help="Of the cluster; em if left out.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
@@ -634,6 +644,27 @@ def retry(
 
 
 @app.command()
+def cancel(root: Root, recipe: RunName = None, queue: Queue = "") -> None:
+    """Stop a run; what is done is kept, and em run goes on from there.
+
+    Messages are removed from a queue of the run's own, one with {run} in its name;
+    tasks that workers have in hand end as usual.
+
+    Example: em cancel block --root out --queue "sqs://em-{run}-{pool}"
+    """
+    from pipeline.runtime.run_queues import cancel_run
+
+    for opened in _runs(root, recipe):
+        removed, shared = cancel_run(opened, queue)
+        typer.echo(f"{opened.recipe.name}: cancelled, {removed} messages removed")
+        for url in shared:
+            typer.echo(
+                f"{url} is shared with other runs and left as it is: workers will do the "
+                "tasks that wait there; a queue with {run} in its name is emptied"
+            )
+
+
+@app.command()
 def verify(
     root: Root,
     recipe: RunName = None,
@@ -915,6 +946,80 @@ def export_pychunkedgraph(
         ],
     )
     typer.echo(f"configuration of the ingest: {to}/dataset.yml")
+
+
+@clusters.command("render")
+def k8s_render(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Give workers the memory of this recipe's plan."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", envvar="EM_ROOT", help="Folder of its run.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; printed if left out.")
+    ] = None,
+) -> None:
+    """Write the Deployments of all pools, with what scales and guards them, as YAML.
+
+    Example: em k8s render --output k8s/base/workers.yaml
+    """
+    from pipeline.orchestration.k8s import pools_for, render
+    from pipeline.runtime.pools import POOLS
+    from pipeline.runtime.run import Run
+
+    pools = POOLS
+    if recipe is not None:
+        if root is None:
+            raise RootError("the plan of a recipe needs its layers; give --root")
+        pools = pools_for(Run.plan(_load_or_open(recipe, root), root))
+    text = render(pools)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    output.write_text(text)
+    typer.echo(f"{output}: pools {', '.join(pools)}")
+
+
+@clusters.command("scale")
+def k8s_scale(
+    pool: Annotated[str, typer.Argument(help="cpu or gpu.")],
+    count: Annotated[str, typer.Argument(help="Workers; auto gives it back to KEDA.")],
+    namespace: Namespace = None,
+) -> None:
+    """Set the number of workers of a pool.
+
+    Example: em k8s scale cpu 20
+    """
+    from pipeline.orchestration.k8s import Deployments
+    from pipeline.runtime.pools import POOLS
+
+    if pool not in POOLS:
+        raise RootError(f"there is no pool {pool!r}; there are {', '.join(POOLS)}")
+    if count != "auto" and not count.isdigit():
+        raise RootError(f"{count!r} is no number of workers; give one, or auto")
+    wanted = None if count == "auto" else int(count)
+    typer.echo(Deployments(namespace).fix(pool, wanted))
+
+
+@clusters.command("status")
+def k8s_status(namespace: Namespace = None, as_json: Json = False) -> None:
+    """List the Deployments of workers: their queues, how many are wanted and ready.
+
+    Example: em k8s status
+    """
+    from pipeline.orchestration.k8s import Deployments
+
+    cluster = Deployments(namespace)
+    rows = cluster.status()
+    if as_json:
+        _print_json({"namespace": cluster.namespace, "deployments": rows})
+        return
+    if not rows:
+        typer.echo(f"no workers in namespace {cluster.namespace}; apply an overlay of k8s/")
+        return
+    _table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 @app.command()
@@ -1282,7 +1387,7 @@ def _run(
     from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.drive import run_to_end
     from pipeline.runtime.estimate import require_memory
-    from pipeline.runtime.executors import Pool, Queued, serial
+    from pipeline.runtime.executors import Pool, serial
     from pipeline.runtime.run import Run
 
     within = None if bbox is None else Bbox.parse(bbox)
@@ -1308,7 +1413,7 @@ def _run(
             [f"bbox {within} is outside the run, which covers {planned.bounds}"],
         )
     # Opened first: a queue that is not there is told before anything is written.
-    manager: Any = nullcontext(Queued(queue)) if queue else nullcontext(serial)
+    manager: Any = nullcontext(_queued(planned, queue) if queue else serial)
     started = Run.start(recipe, root, replace=replace)
     count = workers or machine_cores()
     if not queue and count > 1:
@@ -1318,6 +1423,30 @@ def _run(
             started, executor, only=only, within=within, tasks=chosen, quiet=quiet
         )
     return started, rows
+
+
+def _queued(run: Run, template: str) -> Executor:
+    """Return who puts the tasks of each kind of worker on its queue."""
+    from pipeline.runtime.executors import Queued
+    from pipeline.runtime.run_queues import create_queue, queue_urls
+    from pipeline.runtime.waves import require_not_cancelled
+
+    urls = queue_urls(template, run)
+    if "{" in template:
+        for url in urls.values():
+            create_queue(url)
+            typer.echo(f"em: tasks go to {url}", err=True)
+    queues = {
+        pool: Queued(url, on_wait=lambda: require_not_cancelled(run))
+        for pool, url in urls.items()
+    }
+
+    def execute(
+        run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
+    ) -> None:
+        queues[stage.pool](run, stage, keys, progress)
+
+    return execute
 
 
 def _require_tasks(recipe: Recipe, stage: Stage, keys: list[ChunkKey]) -> None:

@@ -21,6 +21,7 @@
         ├── VersionError             this code is older than the run that it should serve
         ├── WorkerError              a worker fails whatever it does
         ├── MemoryLimitError         a task cannot fit where it would run
+        ├── CancelledError           somebody cancelled the run; it can be gone on with
         └── TaskError                tasks failed; the failed records say why
 
 Each class has a stable ``code`` for dashboards and tests. Messages read
@@ -174,6 +175,12 @@ class MemoryLimitError(PermanentError):
     code = "memory-limit"
 
 
+class CancelledError(PermanentError):
+    """The run was cancelled; what is done is kept."""
+
+    code = "cancelled"
+
+
 class TaskError(PermanentError):
     """Tasks failed; their failed records say why."""
 
@@ -182,6 +189,7 @@ class TaskError(PermanentError):
 
 EXIT_STATUS: dict[type[PipelineError], int] = {
     TaskError: 1,
+    CancelledError: 1,
     TransientError: 1,
     WorkerError: 3,
     BackendError: 5,

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from pipeline.errors import TaskError
 from pipeline.geometry import Bbox, ChunkKey, Vec3
+from pipeline.runtime import waves
 from pipeline.runtime.executors import Executor
 from pipeline.runtime.progress import WaveProgress
 from pipeline.runtime.run import Run
@@ -86,7 +86,10 @@ def run_to_end(
     ------
     TaskError
         If tasks were given up; the waves after theirs were not begun.
+    CancelledError
+        If the run was cancelled meanwhile.
     """
+    waves.resume(run)
     started = {s.output: 0.0 for s in run.recipe.stages}
     wanted = [s for s in run.recipe.stages if only in (None, s.output, s.name)]
     chosen = None if tasks is None else set(tasks)
@@ -157,21 +160,11 @@ def _wave(
     *,
     quiet: bool,
 ) -> None:
-    ended = run.done_keys(stage) | run.parked_keys(stage)
+    waves.require_not_cancelled(run)
     keys = [
-        key
-        for key in wave.keys(within)
-        if key not in ended and (chosen is None or key in chosen)
+        key for key in waves.lacking(run, wave, within) if chosen is None or key in chosen
     ]
     if keys:
-        title = stage.output if len(stage.plan()) == 1 else f"{stage.output} {wave.level}"
-        with WaveProgress(title, len(keys), quiet=quiet) as progress:
+        with WaveProgress(waves.title(wave), len(keys), quiet=quiet) as progress:
             executor(run, stage, keys, progress)
-    parked = run.parked_keys(stage)
-    if parked:
-        example = next(d for d in run.failures() if d["output"] == stage.output)
-        raise TaskError(
-            f"{stage.name}: {len(parked)} of {len(wave)} tasks of {stage.output} failed, "
-            f"first {example['key']}: {example['reason']}; see em failures, mend the "
-            "cause, then em retry and em run"
-        )
+    waves.raise_failed(run, wave)

@@ -56,6 +56,7 @@ def test_codes_are_as_dashboards_know_them():
         "TrainingError": "training",
         "BackendError": "backend",
         "MemoryLimitError": "memory-limit",
+        "CancelledError": "cancelled",
         "TaskError": "task",
     }
 

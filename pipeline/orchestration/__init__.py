@@ -1,0 +1,1 @@
+"""Recipes and kinds of worker, rendered for other systems."""
