@@ -11,11 +11,12 @@ import pytest
 import tensorstore as ts
 
 from pipeline.errors import StorageUnavailableError
-from pipeline.geometry import Bbox, Vec3
+from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.layers.store import Store
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
+from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
 from pipeline.runtime.verify import verify
 from pipeline.specs import Region, VolumeSpec
@@ -84,6 +85,28 @@ def test_no_fault_of_the_storage_changes_what_is_read(kind, cloud, flaky, counts
         assert list(store.list("state/")) == ["state/a.json"]
     assert store.check("image", written) == []
     assert counts(endpoint)[kind] > 3
+
+
+def test_no_fault_of_the_queue_loses_a_message(cloud, flaky, counts):
+    kinds = [kind for kind in FAULTS if kind != "hang"]
+    endpoint = flaky(rate=0.3, kinds=kinds, duplicates=0.3, seed=2)
+    cloud.use(endpoint)
+    queue = TaskQueue(cloud.queue)
+    keys = [ChunkKey(0, x, 0, 0) for x in range(25)]
+    queue.insert("s3://bucket/root", "run", "image", keys)
+    assert sum(queue.counts()) >= 25
+    found = []
+    until = time.monotonic() + 60
+    while not queue.is_empty() and time.monotonic() < until:
+        message = queue.lease(3)
+        if message is not None:
+            found.append(ChunkKey.parse(message.key))
+            queue.delete(message)
+    assert set(found) == set(keys)
+    assert len(found) > len(keys), "some came twice"
+    done = counts(endpoint)
+    assert done["torn"] > 3
+    assert done["doubled messages"] > 3
 
 
 @pytest.fixture
