@@ -476,33 +476,53 @@ def work(
 
 
 @app.command()
-def status(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
-    """Count what is done, failed and missing, stage by stage.
+def status(
+    root: Root,
+    recipe: RunName = None,
+    queue: Annotated[
+        str, typer.Option(help="Count the messages of fq://FOLDER or sqs://NAME too.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Count what is done, failed, missing and begun, stage by stage.
 
-    Example: em status --root out
+    What is begun was taken from a queue and has not ended; its worker may be dead.
+
+    Example: em status --root out --queue sqs://em
     """
     rows = []
     for opened in _runs(root, recipe):
         for stage in opened.recipe.stages:
             total = sum(len(wave) for wave in stage.plan())
-            done = len(opened.done_keys(stage))
-            failed = len(opened.parked_keys(stage) - opened.done_keys(stage))
+            done = opened.done_keys(stage)
+            failed = opened.parked_keys(stage) - done
             rows.append(
                 {
                     "run": opened.recipe.name,
                     "output": stage.output,
                     "stage": stage.name,
                     "tasks": total,
-                    "done": done,
-                    "failed": failed,
-                    "missing": total - done - failed,
+                    "done": len(done),
+                    "failed": len(failed),
+                    "missing": total - len(done) - len(failed),
+                    "begun": len(opened.begun_keys(stage) - done),
                 }
             )
+    messages = None
+    if queue:
+        from pipeline.runtime.queue import TaskQueue
+
+        messages = dict(zip(("waiting", "leased"), TaskQueue(queue).counts(), strict=True))
     if as_json:
-        _print_json({"stages": rows})
+        found = (
+            {"stages": rows} if messages is None else {"stages": rows, "queue": messages}
+        )
+        _print_json(found)
         return
-    columns = ["run", "output", "stage", "tasks", "done", "failed", "missing"]
+    columns = list(rows[0])
     _table(columns, [[row[c] for c in columns] for row in rows])
+    if messages is not None:
+        typer.echo(f"{queue}: {messages['waiting']} waiting, {messages['leased']} leased")
 
 
 @app.command()

@@ -64,7 +64,7 @@ class InUseError(TransientError):
 
     code = "in-use"
 
-    def __init__(self, message: str, after_s: float) -> None:
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
         self.after_s = after_s
         super().__init__(message, after_s)
 

@@ -508,6 +508,10 @@ class Run:
         """Return the tasks that have a failed record."""
         return self._listed(stage, "failed")
 
+    def begun_keys(self, stage: Stage) -> set[ChunkKey]:
+        """Return the tasks that were taken from a queue and have not ended."""
+        return self._listed(stage, "attempts")
+
     def is_parked(self, stage: Stage, key: ChunkKey) -> bool:
         """Whether a task was given up."""
         return self.store.get_json(self._path(stage, "failed", key)) is not None

@@ -1,13 +1,22 @@
 """Runs on an S3 server with a queue of SQS, over real HTTP, quiet and not."""
 
 import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
 import tensorstore as ts
 
 from pipeline.errors import StorageUnavailableError
-from pipeline.geometry import Bbox, Vec3
+from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.layers.store import Store
+from pipeline.recipe import Recipe
+from pipeline.runtime.drive import run_to_end
+from pipeline.runtime.executors import serial
+from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
 from pipeline.runtime.verify import verify
 from pipeline.specs import Region, VolumeSpec
@@ -76,6 +85,78 @@ def test_no_fault_of_the_storage_changes_what_is_read(kind, cloud, flaky, counts
         assert list(store.list("state/")) == ["state/a.json"]
     assert store.check("image", written) == []
     assert counts(endpoint)[kind] > 3
+
+
+def test_no_fault_of_the_queue_loses_a_message(cloud, flaky, counts):
+    kinds = [kind for kind in FAULTS if kind != "hang"]
+    endpoint = flaky(rate=0.3, kinds=kinds, duplicates=0.3, seed=2)
+    cloud.use(endpoint)
+    queue = TaskQueue(cloud.queue)
+    keys = [ChunkKey(0, x, 0, 0) for x in range(25)]
+    queue.insert("s3://bucket/root", "run", "image", keys)
+    assert sum(queue.counts()) >= 25
+    found = []
+    until = time.monotonic() + 60
+    while not queue.is_empty() and time.monotonic() < until:
+        message = queue.lease(3)
+        if message is not None:
+            found.append(ChunkKey.parse(message.key))
+            queue.delete(message)
+    assert set(found) == set(keys)
+    assert len(found) > len(keys), "some came twice"
+    done = counts(endpoint)
+    assert done["torn"] > 3
+    assert done["doubled messages"] > 3
+
+
+@pytest.fixture
+def google(monkeypatch):
+    """A bucket of a server that speaks as Google's does; it forgets what is compressed."""
+    from cloudfiles.interfaces import reset_connection_pools
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gcp_storage_emulator",
+            "start",
+            "--host=127.0.0.1",
+            f"--port={port}",
+            "--in-memory",
+            "--default-bucket=lab",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.1)
+    reset_connection_pools()
+    yield "gs://lab/root"
+    reset_connection_pools()
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_run_on_google_storage(google, copy_text, recipe, volumes):
+    text = copy_text.replace(
+        "storage_chunk = [24, 20, 12]", 'storage_chunk = [24, 20, 12]\nencoding = "png"'
+    )
+    run = Run.start(Recipe.load(recipe(text, volumes)), google)
+    run_to_end(run, serial, quiet=True)
+    assert all(proof.is_complete for proof in verify(run))
+    box = Bbox.of_shape(Vec3(96, 80, 24))
+    raw = Store("unused", {"raw": str(volumes / "raw")}).read(Region("raw", box))
+    assert (run.store.read(Region("image", box)) == raw).all()
+    run.store.delete("image")
+    assert not list(run.store.list("image/"))
 
 
 def test_storage_that_is_down_says_so_and_is_no_hang(cloud, flaky, monkeypatch):

@@ -21,12 +21,6 @@ from pipeline.runtime.worker import work
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import ChunkStage, Layer
 
-pytestmark = pytest.mark.filterwarnings(
-    # task-queue leaves the iterator open with which it looks whether a queue is empty
-    "ignore:.*ScandirIterator:pytest.PytestUnraisableExceptionWarning",
-    "ignore:unclosed scandir iterator:ResourceWarning",
-)
-
 
 class Scripted(ChunkStage):
     """Fails as the script says, by LAYER/KEY and start."""

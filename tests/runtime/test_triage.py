@@ -8,7 +8,9 @@ import pytest
 from pipeline.errors import DataError, MemoryLimitError
 from pipeline.geometry import ChunkKey
 from pipeline.recipe import Recipe
+from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
+from pipeline.runtime.starts import Starts
 from pipeline.runtime.triage import grouped
 
 
@@ -109,3 +111,19 @@ def test_retry_chooses(options, count, failed, root, em_here):
     assert result.json == {"retried": count}
     left = json.loads(em_here("failures", "--root", root, "--json").out)["failures"]
     assert len(left) == 5 - count
+
+
+def test_status_counts_what_is_begun_and_what_waits(failed, root, queue, em_here):
+    stage = failed.recipe.stage("basins")
+    Starts(starts=1).write(failed.store, failed.starts_path(stage, ChunkKey(0, 0, 0, 1)))
+    TaskQueue(queue).insert(str(root), "small", "basins", [ChunkKey(0, 0, 0, 1)] * 2)
+    TaskQueue(queue).lease(60)
+    found = em_here("status", "--root", root, "--queue", queue, "--json").json
+    assert found["queue"] == {"waiting": 1, "leased": 1}
+    row = found["stages"][0]
+    assert (row["output"], row["tasks"]) == ("basins", 8)
+    assert [row[k] for k in ("done", "failed", "missing", "begun")] == [0, 4, 4, 1]
+    assert (
+        f"{queue}: 1 waiting, 1 leased"
+        in em_here("status", "--root", root, "--queue", queue).out
+    )

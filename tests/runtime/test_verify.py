@@ -149,6 +149,7 @@ def test_status_counts(finished, em_here):
         "done": 7,
         "failed": 0,
         "missing": 1,
+        "begun": 0,
     }
     assert by_output["basin_graph"]["tasks"] == 9
     assert all(r["missing"] == 0 for r in rows if r["output"] != "image")

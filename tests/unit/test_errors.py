@@ -44,6 +44,7 @@ def test_codes_are_as_dashboards_know_them():
         "PipelineError": "pipeline",
         "TransientError": "transient",
         "StorageUnavailableError": "storage-unavailable",
+        "InUseError": "in-use",
         "PermanentError": "permanent",
         "GeometryError": "geometry",
         "RecipeError": "recipe",
@@ -55,6 +56,8 @@ def test_codes_are_as_dashboards_know_them():
         "ModelError": "model",
         "TrainingError": "training",
         "BackendError": "backend",
+        "VersionError": "version",
+        "WorkerError": "worker",
         "MemoryLimitError": "memory-limit",
         "CancelledError": "cancelled",
         "TaskError": "task",
@@ -83,3 +86,18 @@ def test_errors_are_also_what_python_would_raise():
 def test_a_missing_input_is_shown_without_quotes():
     """A `KeyError`, which is a `LookupError` too, would show the repr."""
     assert str(MissingInputError("there is no 'x'; run it")) == "there is no 'x'; run it"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_has_an_exit_status(kind):
+    status = {
+        "TaskError": 1,
+        "TransientError": 1,
+        "StorageUnavailableError": 1,
+        "InUseError": 1,
+        "WorkerError": 3,
+        "BackendError": 5,
+        "VersionError": 5,
+    }
+    error = kind("what", ["happened"]) if kind is RecipeError else kind("what happened")
+    assert errors.exit_status(error) == status.get(kind.__name__, 2)
