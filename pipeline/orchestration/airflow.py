@@ -567,8 +567,12 @@ class ReleaseOperator(_Operator):
         """Do it for each kind of worker."""
         from pipeline.orchestration.scalers import scaler_from_environment
         from pipeline.runtime.run_queues import purge, queue_urls
+        from pipeline.runtime.waves import resume
 
         run = _opened(context)
+        # Nothing drives the run any more that a cancellation would have to stop; whoever
+        # clears its tasks wants it to go on.
+        resume(run)
         template = context["params"]["queue"]
         scaler = scaler_from_environment()
         for pool, url in queue_urls(template, run).items():

@@ -18,6 +18,8 @@ from pipeline.runtime.run import Run
 from pipeline.runtime.waves import cancel
 
 _NAME_LENGTH = 40
+_RETENTION_S = 14 * 24 * 3600
+"""The longest that SQS has; four days if it is not told."""
 
 
 def run_token(root: str, name: str) -> str:
@@ -52,7 +54,10 @@ def queue_urls(template: str, run: Run) -> dict[str, str]:
 def create_queue(url: str) -> None:
     """Make sure that a queue exists; a folder makes itself."""
     if url.startswith("sqs://") and not url.startswith("sqs://http"):
-        _sqs().create_queue(QueueName=url.removeprefix("sqs://"))
+        _sqs().create_queue(
+            QueueName=url.removeprefix("sqs://"),
+            Attributes={"MessageRetentionPeriod": str(_RETENTION_S)},
+        )
 
 
 def depth(url: str) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import DataError
+from pipeline.geometry import Vec3
 from pipeline.runtime.run import Run
 from pipeline.runtime.run_queues import depth, queue_urls
 from pipeline.runtime.verify import verify
+from tests.deploy.browser import BROWSERS, opened
 from tests.deploy.conftest import Airflow, needs_airflow
 
 pytestmark = [
@@ -73,12 +77,13 @@ class Server:
     def _is_ready(self):
         try:
             health = self("GET", "/api/v2/monitor/health")
-        except OSError:
+        except OSError:  # as long as nothing listens
             return False
         if {part["status"] for part in health.values()} != {"healthy"}:
             return False
         passwords = self.home.folder / "home/simple_auth_manager_passwords.json.generated"
-        (user, password), *_ = json.loads(passwords.read_text()).items()
+        self.user, *_ = json.loads(passwords.read_text()).items()
+        user, password = self.user
         given = self("POST", "/auth/token", {"username": user, "password": password})
         self.token = given["access_token"]
         return self("GET", "/api/v2/dags")["total_entries"] >= 2
@@ -183,8 +188,8 @@ def test_a_run_sleeps_is_cancelled_and_goes_on_from_there(server, worker, tmp_pa
     run = server.trigger(root=str(root), recipe="tiny")
     server.wait(lambda: server.states(run).get("image") == "deferred", "the first wave")
     assert server.states(run)["quality"] in ("deferred", "running", "queued", "scheduled")
-    opened = Run.open(str(root), "tiny")
-    url = queue_urls(server.home.queue, opened)["cpu"]
+    started = Run.open(str(root), "tiny")
+    url = queue_urls(server.home.queue, started)["cpu"]
     assert depth(url) == 4
 
     # One task is done, then somebody cancels.
@@ -213,7 +218,7 @@ def test_a_run_sleeps_is_cancelled_and_goes_on_from_there(server, worker, tmp_pa
     )
     server.wait(lambda: server("GET", run)["state"] == "success", "success")
     assert first.stat().st_mtime_ns == written
-    assert all(proof.is_complete for proof in verify(opened))
+    assert all(proof.is_complete for proof in verify(started))
     assert "image: 3 of 4 tasks sent" in server.said(run)
 
 
@@ -236,17 +241,15 @@ def test_failures_are_in_the_log_with_reasons_and_what_to_type(server, worker, t
         overrides={"layers.raw": "phantom://64,64,8/image"},
     )
     server.wait(lambda: server.states(run).get("image") == "deferred", "the first wave")
-    opened = Run.open(str(root), "poisoned")
-    from pipeline.errors import DataError
-
-    stage = opened.recipe.stage("image")
+    started = Run.open(str(root), "poisoned")
+    stage = started.recipe.stage("image")
     key = next(iter(stage.plan()[0]))
-    opened.park(stage, key, DataError("the section is torn"), 5)
-    worker(queue_urls(server.home.queue, opened)["cpu"])
+    started.park(stage, key, DataError("the section is torn"), 5)
+    worker(queue_urls(server.home.queue, started)["cpu"])
     server.wait(lambda: server("GET", run)["state"] == "failed", "the end of the run")
     said = server.said(run)
     assert "the section is torn" in said
-    assert f"em failures poisoned --root {opened.store.root} --json" in said
+    assert f"em failures poisoned --root {started.store.root} --json" in said
     assert "quality reads image, whose task has failed" in server.said(run, index=1)
 
 
@@ -268,3 +271,33 @@ def test_nobody_gets_in_without_a_token(server):
     finally:
         server.token = token
     assert caught.value.code == 401
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, BROWSERS)), reason=f"none of {', '.join(BROWSERS)} is in PATH"
+)
+def test_a_run_is_triggered_from_the_form(server, worker, tmp_path):
+    user, password = server.user
+    root = tmp_path / "root"
+    with opened() as page:
+        page.go(f"{server.url}/auth/login")
+        page.fill("input[name=username]", user)
+        page.fill("input[name=password]", password)
+        page.click("Sign in", "button")
+        page.wait("location.pathname != '/auth/login'")
+        page.go(f"{server.url}/dags/reconstruct")
+        page.click("Trigger", "button")
+        page.wait("!!document.querySelector('#element_root')")
+        page.fill("#element_root", str(root))
+        page.fill("#element_queue", server.home.queue)
+        page.fill("#element_name", "typed")
+        page.fill("#element_bbox", "0,0,0,64,32,8")
+        page.press(
+            "[...document.querySelectorAll('[role=dialog] button')]"
+            ".filter(e => e.innerText.trim() == 'Trigger' && !e.disabled).pop()"
+        )
+        server.wait(lambda: "typed" in Run.names(str(root)), "the run")
+    opened_run = Run.open(str(root), "typed")
+    assert str(opened_run.recipe.stage("image").bounds.shape) == str(Vec3(64, 32, 8))
+    worker(queue_urls(server.home.queue, opened_run)["cpu"])
+    server.wait(lambda: all(p.is_complete for p in verify(opened_run)), "the proof")
