@@ -95,6 +95,7 @@ def test_every_error_has_an_exit_status(kind):
         "TransientError": 1,
         "StorageUnavailableError": 1,
         "InUseError": 1,
+        "CancelledError": 1,
         "WorkerError": 3,
         "BackendError": 5,
         "VersionError": 5,
