@@ -4,6 +4,8 @@
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 EM_DATA ?= ../shared/data
+# Many tests wait for processes and servers, so more at once than cores.
+JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 BLOCK := $(EM_DATA)/ac3_x0_512.h5
@@ -45,7 +47,7 @@ $(VENV)/extras: $(VENV)/installed
 	touch $@
 
 test: extras browser
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
 check: extras browser
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
