@@ -47,7 +47,7 @@ class Agglomeration(UpSweep):
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {"graph": ("bounds", "chunk")}
 
     graph: Layer
-    threshold: float = Field(default=0.25, ge=0, le=1)
+    threshold: float = Field(default=0.2, ge=0, le=1)
     floor: float = Field(default=0.05, ge=0, le=1)
     constraints: Constraints = Constraints()
 
