@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.runtime.drive import StageSummary
     from pipeline.runtime.estimate import WaveEstimate
     from pipeline.runtime.executors import Executor
-    from pipeline.runtime.forecast import Forecast
+    from pipeline.runtime.forecast import Forecast, StageAccount
     from pipeline.runtime.progress import WaveProgress
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
@@ -68,6 +68,13 @@ app.add_typer(clusters, name="k8s")
 Root = Annotated[
     str,
     typer.Option("--root", envvar="EM_ROOT", help="Folder of the run: path, gs://, s3://."),
+]
+Cost = Annotated[
+    Path | None, typer.Option("--cost", help="TOML of prices: say what it costs.")
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Rates by em calibrate; typical ones if left out."),
 ]
 PlannedRoot = Annotated[
     str | None,
@@ -265,12 +272,8 @@ def plan(
         float | None,
         typer.Option(help="GiB for one task; this machine's, shared, if left out."),
     ] = None,
-    cost: Annotated[
-        Path | None, typer.Option(help="TOML of prices: say what it costs and how long.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Rates by em calibrate; typical ones if left out.")
-    ] = None,
+    cost: Cost = None,
+    calibration: CalibrationFile = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run will take, and refuse one that cannot work; write nothing.
@@ -390,6 +393,8 @@ def run(
         bool, typer.Option(help="Delete outputs of other settings.")
     ] = False,
     memory_limit: Annotated[float | None, typer.Option(help="GiB for one task.")] = None,
+    cost: Cost = None,
+    calibration: CalibrationFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -411,7 +416,7 @@ def run(
         memory_limit=memory_limit,
         quiet=quiet or as_json,
     )
-    _report(started, rows, as_json=as_json)
+    _report(started, rows, as_json=as_json, account=_accounted(started, cost, calibration))
 
 
 @app.command()
@@ -482,6 +487,8 @@ def status(
     queue: Annotated[
         str, typer.Option(help="Count the messages of fq://FOLDER or sqs://NAME too.")
     ] = "",
+    cost: Cost = None,
+    calibration: CalibrationFile = None,
     as_json: Json = False,
 ) -> None:
     """Count what is done, failed, missing and begun, stage by stage.
@@ -491,7 +498,8 @@ def status(
     Example: em status --root out --queue sqs://em
     """
     rows = []
-    for opened in _runs(root, recipe):
+    opened_runs = _runs(root, recipe)
+    for opened in opened_runs:
         for stage in opened.recipe.stages:
             total = sum(len(wave) for wave in stage.plan())
             done = opened.done_keys(stage)
@@ -513,16 +521,23 @@ def status(
         from pipeline.runtime.queue import TaskQueue
 
         messages = dict(zip(("waiting", "leased"), TaskQueue(queue).counts(), strict=True))
+    accounts = {r.recipe.name: _accounted(r, cost, calibration) for r in opened_runs}
     if as_json:
-        found = (
-            {"stages": rows} if messages is None else {"stages": rows, "queue": messages}
-        )
+        found: dict[str, Any] = {"stages": rows}
+        if messages is not None:
+            found["queue"] = messages
+        if cost is not None:
+            found["account"] = {
+                name: [a.to_json() for a in account] for name, account in accounts.items()
+            }
         _print_json(found)
         return
     columns = list(rows[0])
     _table(columns, [[row[c] for c in columns] for row in rows])
     if messages is not None:
         typer.echo(f"{queue}: {messages['waiting']} waiting, {messages['leased']} leased")
+    for account in accounts.values():
+        _print_account(account)
 
 
 @app.command()
@@ -1350,6 +1365,50 @@ def _forecast(run: Run, cost: Path, calibration: Path | None) -> Forecast:
     return Forecast.of(run, Prices.load(cost), rates)
 
 
+def _accounted(run: Run, cost: Path | None, calibration: Path | None) -> list[StageAccount]:
+    """Return what a run took beside its forecast; nothing without prices."""
+    if cost is None:
+        return []
+    from pipeline.runtime.calibrate import Calibration
+    from pipeline.runtime.forecast import Prices, account
+
+    rates = None if calibration is None else Calibration.load(calibration)
+    return account(run, Prices.load(cost), rates)
+
+
+def _print_account(account: Sequence[StageAccount]) -> None:
+    """Print what stages took beside what was expected."""
+    if not account:
+        return
+    rows = [
+        [
+            a.output,
+            a.pool,
+            f"{a.done}/{a.tasks}",
+            f"{a.expected_hours:,.3g}",
+            f"{a.hours:,.3g}",
+            "" if a.hours_at_end is None else f"{a.hours_at_end:,.3g}",
+            f"{a.stored_gb:,.3g}",
+            f"{a.on_demand:,.2f}",
+            f"{a.spot:,.2f}",
+        ]
+        for a in account
+    ]
+    columns = [
+        *("layer", "pool", "tasks", "h forecast", "h so far", "h at this pace"),
+        *("GB stored", "machines on demand", "spot"),
+    ]
+    _table(columns, rows)
+    forecast, hours = (
+        sum(getattr(a, name) for a in account) for name in ("expected_hours", "hours")
+    )
+    money = sum(a.on_demand for a in account), sum(a.spot for a in account)
+    typer.echo(
+        f"{hours:,.4g} worker hours so far, {forecast:,.4g} forecast in all; machines "
+        f"{money[0]:,.2f} on demand, {money[1]:,.2f} spot"
+    )
+
+
 def _print_forecast(priced: Forecast) -> None:
     """Print what each stage will take, and all of it, with how far off that may be."""
     expected, low, high = priced.total
@@ -1502,6 +1561,7 @@ def _report(
     as_json: bool,
     scores: dict[str, Any] | None = None,
     sheet: str | None = None,
+    account: Sequence[StageAccount] = (),
 ) -> None:
     if as_json:
         _print_json(
@@ -1511,6 +1571,7 @@ def _report(
                 "stages": [r.to_json() for r in rows],
                 "scores": scores,
                 "contact_sheet": sheet,
+                "account": [a.to_json() for a in account],
             }
         )
         return
@@ -1541,6 +1602,7 @@ def _report(
             for r in rows
         ],
     )
+    _print_account(account)
     if scores is not None:
         _print_scores(scores)
     where = run.store.root.removeprefix("file://")

@@ -16,12 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import RecipeError
 from pipeline.geometry import Bbox, ChunkKey, Vec3
-from pipeline.layers.folder import open_folder
 from pipeline.layers.store import Store
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
-from pipeline.runtime.run import Run
+from pipeline.runtime.run import Done, Run
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Stage
 
@@ -283,7 +282,6 @@ def units_of(stage: Stage, specs: Specs, key: ChunkKey) -> tuple[str, float]:
 def measurements(run: Run) -> Iterator[Measured]:
     """Yield what every task of a run took, by its done records."""
     for stage in run.recipe.stages:
-        folder = open_folder(run.store.location(run.data_layer(stage)))
         for done in run.done_records(stage):
             kind, units = units_of(stage, run.specs, done.key)
             yield Measured(
@@ -292,9 +290,14 @@ def measurements(run: Run) -> Iterator[Measured]:
                 kind=kind,
                 units=units,
                 seconds=done.seconds,
-                stored=sum(len(folder.get(path) or b"") for path in done.objects),
+                stored=stored_bytes(done),
                 objects=len(done.objects),
             )
+
+
+def stored_bytes(done: Done) -> int:
+    """Return the size of what a task wrote; checksums end with it [byte]."""
+    return sum(int(checksum.rpartition(":")[2]) for checksum in done.objects.values())
 
 
 def rates(found: Sequence[Measured]) -> Iterator[Rate]:

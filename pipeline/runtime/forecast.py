@@ -24,6 +24,7 @@ from pipeline.runtime.calibrate import (
     Calibration,
     Rate,
     compression,
+    stored_bytes,
     units_of,
 )
 from pipeline.runtime.estimate import peak_memory, wave_memory
@@ -346,31 +347,76 @@ def scaled(costs: Costs, factor: float) -> Costs:
     )
 
 
-def account(run: Run, prices: Prices) -> dict[str, Costs]:
-    """Return what the done tasks of every stage took, by their records.
+@dataclass(frozen=True)
+class StageAccount:
+    """What a stage has taken so far, beside what was expected of it.
 
-    Bytes and requests are not in the records; wall time is from the first start of a
-    stage to its last end.
+    Parameters
+    ----------
+    output, pool : str
+        Layer and kind of worker.
+    tasks, done : int
+        How many there are, and how many of them are done.
+    expected_hours, hours : float
+        Of workers: the forecast of the whole stage, and what its done tasks took [h].
+    stored_gb : float
+        What they wrote, as stored.
+    on_demand, spot : float
+        Money for the machines of these hours.
     """
-    _require_pools(run, prices)
-    found = {}
-    for stage in run.recipe.stages:
+
+    output: str
+    pool: str
+    tasks: int
+    done: int
+    expected_hours: float
+    hours: float
+    stored_gb: float
+    on_demand: float
+    spot: float
+
+    @property
+    def hours_at_end(self) -> float | None:
+        """Hours of the whole stage if it goes on as it went; None before the first task."""
+        return self.hours / self.done * self.tasks if self.done else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, and the hours at the end."""
+        return {**asdict(self), "hours_at_end": self.hours_at_end}
+
+
+def account(
+    run: Run, prices: Prices, calibration: Calibration | None
+) -> list[StageAccount]:
+    """Return what every stage of a run has taken, by the records of its done tasks.
+
+    Hours are those that tasks took, reading and writing included; what workers spent
+    waiting for tasks, or on tasks that came to nothing, is in no record.
+
+    Raises
+    ------
+    RecipeError
+        If the prices lack a pool of the recipe.
+    """
+    found = []
+    for expected in Forecast.of(run, prices, calibration).stages:
+        stage = run.recipe.stage(expected.output)
         done = list(run.done_records(stage))
         hours = sum(d.seconds for d in done) / 3600
         pool = prices.pool[stage.pool]
         share = pool.share(max((d.peak_memory for d in done), default=0))
-        found[stage.output] = Costs(
-            tasks=len(done),
-            worker_hours={stage.pool: hours},
-            moved_gb=0.0,
-            stored_gb=0.0,
-            writes=sum(len(d.objects) for d in done) + _RECORDS_PER_TASK * len(done),
-            reads=0.0,
-            messages=_MESSAGES_PER_TASK * len(done),
-            machines=hours * share * pool.on_demand,
-            spot=hours * share * pool.spot,
-            services=0.0,
-            wall_h=0.0,
+        found.append(
+            StageAccount(
+                output=stage.output,
+                pool=stage.pool,
+                tasks=sum(len(wave) for wave in stage.plan()),
+                done=len(done),
+                expected_hours=expected.costs.hours,
+                hours=hours,
+                stored_gb=sum(stored_bytes(d) for d in done) / 1e9,
+                on_demand=hours * share * pool.on_demand,
+                spot=hours * share * pool.spot,
+            )
         )
     return found
 
@@ -444,7 +490,7 @@ def _wave(
 
     reads = list(stage.reads(stage.task(middle)).values())
     known = calibration or typical()
-    in_bytes = n * sum(_stored_bytes(specs, known, read) for read in reads)
+    in_bytes = n * sum(_read_bytes(specs, known, read) for read in reads)
     out_bytes = all_units * rate.stored_per_unit
     n_reads = n * (sum(_objects(specs, read) for read in reads) + _RECORDS_PER_TASK)
     n_writes = n * (rate.objects_per_task * _growth(kind, units, rate) + _RECORDS_PER_TASK)
@@ -513,9 +559,9 @@ def _rate(
     return rate, (1 / (1 + error), 1 + error), "measured"
 
 
-def _stored_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
+def _read_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
     if isinstance(read, list):
-        return sum(_stored_bytes(specs, calibration, r) for r in read)
+        return sum(_read_bytes(specs, calibration, r) for r in read)
     spec = specs.get(read.layer)
     if isinstance(read, Region) and isinstance(spec, VolumeSpec):
         ratio = compression(calibration, specs, read.layer)

@@ -257,17 +257,31 @@ def test_a_calibrated_forecast_tells_what_the_run_takes(tmp_path):
     run = Run.start(whole, str(tmp_path / "root"))
     run_to_end(run, serial, quiet=True)
     expected = Forecast.of(run, prices(), found)
-    actual = account(run, prices())
-    for stage in expected.stages:
-        took = actual[stage.output]
-        assert took.tasks == stage.costs.tasks
+    for stage, took in zip(expected.stages, account(run, prices(), found), strict=True):
+        assert (took.output, took.tasks) == (stage.output, stage.costs.tasks)
+        assert took.done == took.tasks
+        assert took.expected_hours == pytest.approx(stage.costs.hours)
+        assert took.hours_at_end == pytest.approx(took.hours)
         assert 1 / 4 < took.hours / stage.costs.hours < 4
+        # Two workers to a machine.
+        assert took.on_demand == pytest.approx(took.hours / 2)
     stored = sum(
         path.stat().st_size
         for path in (tmp_path / "root" / "image").rglob("*")
         if path.is_file() and path.parent.name == "6_6_30"
     )
     assert expected.stages[0].costs.stored_gb * 1e9 == pytest.approx(stored, rel=0.1)
+
+
+def test_half_a_run_is_half_an_account(tmp_path):
+    run = Run.start(recipe(), str(tmp_path))
+    image = run.recipe.stages[0]
+    for key in list(image.keys(0))[:4]:
+        run.execute(image, key)
+    first, second = account(run, prices(), calibration())
+    assert (first.done, first.tasks) == (4, 16)
+    assert first.hours_at_end == pytest.approx(4 * first.hours)
+    assert (second.done, second.hours, second.hours_at_end) == (0, 0, None)
 
 
 # -- the command ----------------------------------------------------------------------

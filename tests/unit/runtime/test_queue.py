@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.errors import RootError, exit_status
+from pipeline.errors import RootError
 from pipeline.geometry import ChunkKey
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.worker import serve
