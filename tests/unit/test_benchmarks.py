@@ -1,5 +1,6 @@
 """That benchmarks run, that their targets can be missed, and that costs are costs."""
 
+import heapq
 import json
 import os
 import subprocess
@@ -184,6 +185,56 @@ def test_each_figure_meets_its_own_target():
         ("membrane_f1", "m"): False,
         ("inside_f1", "m"): False,
     }
+
+
+# -- the simulated fleet --------------------------------------------------------------
+
+
+def by_events(times, workers):
+    """End of the last task if each worker takes the next one when it is free."""
+    free, end = [0.0] * workers, 0.0
+    for seconds in times:
+        begun = heapq.heappop(free)
+        end = max(end, begun + seconds)
+        heapq.heappush(free, begun + seconds)
+    return end
+
+
+@pytest.mark.parametrize(("tasks", "workers"), [(3000, 100), (40, 100), (1000, 1)])
+def test_a_simulated_wave_is_as_long_as_by_events(tasks, workers):
+    from fleet import Weather, Work, drawn, one_wave
+
+    calm, rng = Weather(losses=0.0), np.random.default_rng(0)
+    work = Work("image 0", tasks, 10.0)
+    ours = [one_wave(work, workers, calm, rng).wall_s for _ in range(60)]
+    theirs = [by_events(drawn(rng, tasks, 10.0, calm), workers) for _ in range(60)]
+    error = np.hypot(np.std(ours), np.std(theirs)) / 60**0.5
+    assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error
+
+
+def test_machines_that_are_taken_away_cost_time_and_lose_nothing():
+    from fleet import Weather, Work, campaign
+
+    waves = [Work("image 0", 2000, 100.0), Work("image 1", 200, 100.0)]
+    calm = campaign(waves, 50, Weather(losses=0.0))
+    rough = campaign(waves, 50, Weather(losses=2.0))
+    assert calm.lost == 0
+    assert rough.lost == pytest.approx(2200 * 2.0 * 100 / 3600, rel=0.3)
+    assert rough.wall_s > calm.wall_s
+    # Every task is done once, however often it is begun.
+    busy = sum(passed.busy_s for _, passed in rough.waves)
+    assert busy == pytest.approx(2200 * 100.0, rel=0.1)
+
+
+def test_barriers_are_what_waiting_at_them_adds():
+    from fleet import Weather, Work, campaign
+
+    even = Weather(spread=1e-6, stragglers=0.0, losses=0.0)
+    # 100 tasks on 64 workers: two rounds, the second with 36 of them.
+    found = campaign([Work("image 0", 100, 10.0)] * 3, 64, even)
+    assert found.wall_s == pytest.approx(3 * 20.0, rel=1e-3)
+    assert found.barriers == pytest.approx(128 / 100 - 1, rel=1e-3)
+    assert found.utilisation == pytest.approx(100 / 128, rel=1e-3)
 
 
 def test_a_missing_figure_meets_no_target():
