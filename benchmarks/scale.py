@@ -253,9 +253,11 @@ def draw(path: Path, fleets: dict[int, dict[str, Any]], waits: dict[str, float])
     )
     for n, found in fleets.items():
         said = f"{found['wall_days']:.1f} d, +{found['barriers']:.0%}"
-        left.annotate(said, (n, found["wall_days"]), (4, 6), textcoords="offset points")
+        place = (n, found["wall_days"])
+        left.annotate(said, place, (0, 9), textcoords="offset points", ha="center")
     left.set(xlabel="CPU workers", ylabel="days", title="a cubic millimetre")
-    left.legend()
+    left.legend(loc="lower left")
+    left.margins(x=0.2, y=0.15)
     names = [name for name, hours in waits.items() if hours > 0.01][:10]
     right.barh(names[::-1], [waits[name] for name in names[::-1]])
     right.set(xlabel="h", title=f"{workers[-1]:,} workers wait at barriers")

@@ -220,6 +220,7 @@ SECRETS = (
 )
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_down(cloud, copy_text, recipe, volumes, em, tmp_path):
     """Neither in a log, nor in provenance, records, messages or errors."""
     path = recipe(copy_text, volumes)

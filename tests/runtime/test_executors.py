@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import Pool, Queued
@@ -46,6 +48,7 @@ def test_a_pool_outlives_a_killed_process(
     assert len(objects(root)) > 100
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_process_is_parked(
     copy_text, recipe, gated, root, em, em_here, done
 ):
