@@ -24,8 +24,11 @@ import numpy as np
 import typer
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Meter,
     Outcome,
+    Targets,
     finish,
     in_fresh_process,
     judge,
@@ -210,11 +213,9 @@ def main(
     threshold: Annotated[
         float | None, typer.Option(help="Another agglomeration threshold.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Score the nets on what none has learnt from."""
     console = Console(stderr=as_json, width=140)

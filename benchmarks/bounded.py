@@ -19,8 +19,11 @@ import numpy as np
 import typer
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Meter,
     Outcome,
+    Targets,
     finish,
     in_fresh_process,
     judge,
@@ -96,11 +99,9 @@ def main(
     cache: Annotated[
         str, typer.Option(help="Folder to keep inputs in; otherwise they are made anew.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Measure the largest task with a limit and without."""
     console = Console(stderr=as_json, width=140)

@@ -24,10 +24,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import psutil
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +37,12 @@ from pipeline.runtime.memory import machine_memory, peak_memory, reset_peak_memo
 TARGETS = Path(__file__).with_name("targets.toml")
 Figures: TypeAlias = Mapping[str, Mapping[str, float]]
 """Figures by name of the input and of the figure."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
+]
+Targets = Annotated[Path, typer.Option(help="TOML of targets.")]
 
 
 # -- costs ----------------------------------------------------------------------------

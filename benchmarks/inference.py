@@ -16,9 +16,12 @@ import numpy as np
 import typer
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Cost,
     Meter,
     Outcome,
+    Targets,
     best_of,
     finish,
     in_fresh_process,
@@ -305,11 +308,9 @@ def main(
     truth_size: Annotated[
         str, typer.Option(help="Extent of the block for that, x,y,z.")
     ] = "384,384,32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Measure the engine."""
     from pipeline.nets.backends import choose

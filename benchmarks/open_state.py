@@ -20,8 +20,11 @@ import numpy as np
 import typer
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Meter,
     Outcome,
+    Targets,
     finish,
     in_fresh_process,
     judge,
@@ -294,11 +297,9 @@ def main(
     size_threshold: Annotated[
         int | None, typer.Option(help="Size that supervoxels are not merged from.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Count what nodes of the octree leave to their parents."""
     console = Console(stderr=as_json, width=140)

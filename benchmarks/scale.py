@@ -24,8 +24,11 @@ import typer
 from fleet import Campaign, Weather, Work, campaign
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Meter,
     Outcome,
+    Targets,
     finish,
     in_fresh_process,
     judge,
@@ -326,11 +329,9 @@ def main(
     ] = None,
     tasks: Annotated[int, typer.Option(help="Tasks put on each queue.")] = ENQUEUED,
     picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Plan, enqueue, merge and simulate a cubic millimetre."""
     console = Console(stderr=as_json, width=140)

@@ -17,9 +17,12 @@ import numpy as np
 import typer
 from harness import (
     TARGETS,
+    AsJson,
+    Check,
     Cost,
     Meter,
     Outcome,
+    Targets,
     at_once,
     begin,
     best_of,
@@ -494,11 +497,9 @@ def main(
         str, typer.Option(help="Folder to keep inputs in; otherwise they are made anew.")
     ] = "",
     picture: Annotated[str, typer.Option(help="PNG to draw.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 where a target is missed.")
-    ] = False,
-    targets: Annotated[Path, typer.Option(help="TOML of targets.")] = TARGETS,
+    as_json: AsJson = False,
+    check: Check = False,
+    targets: Targets = TARGETS,
 ) -> None:
     """Measure ours beside its peers."""
     console = Console(stderr=as_json, width=140)
