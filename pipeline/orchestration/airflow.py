@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -261,9 +262,9 @@ class _Operator(BaseOperator):
         """Do it."""
         return self._guarded(self.work, context)
 
+    @abstractmethod
     def work(self, context: Any) -> Any:
         """Do what the task is for."""
-        raise NotImplementedError
 
     def _guarded(self, function: Callable[..., Any], *given: Any) -> Any:
         try:
@@ -638,9 +639,9 @@ class _Trigger(BaseTrigger):
         """Whether to look only once, and leave it to the task to come again."""
         return False
 
+    @abstractmethod
     def prepare(self) -> Callable[[], tuple[bool, str]]:
         """Open the run; return what looks once and says what it saw."""
-        raise NotImplementedError
 
 
 class WaveTrigger(_Trigger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -80,13 +81,13 @@ class Prediction(VolumeStage):
     batch: int = Field(default=1, ge=1)
 
     @property
+    @abstractmethod
     def head_name(self) -> str:
         """Head of the model that is taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head_faults(self, head: Head) -> list[str]:
         """Say why a head of that name will not do."""
-        raise NotImplementedError
 
     @property
     def read_mip(self) -> int:
@@ -237,9 +238,9 @@ class Prediction(VolumeStage):
         )
         return engine + beside
 
+    @abstractmethod
     def describe(self, specs: Specs) -> VolumeSpec:
         """Say what is written."""
-        raise NotImplementedError
 
     def voxel_size(self, specs: Specs) -> tuple[float, float, float]:
         """Return the voxel of the image at the mip that is read [nm]."""
