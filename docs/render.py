@@ -26,7 +26,7 @@ DOCS = Path(__file__).parent
 _CLI = """\
 # The command `em`
 
-<!-- Written by docs/render.py from pipeline/cli.py. -->
+<!-- Written by docs/render.py from pipeline/cli. -->
 
 | exit status | means |
 | --- | --- |

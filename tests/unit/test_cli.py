@@ -13,7 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.cli import app, exports, main
+from pipeline.cli import app, main
+from pipeline.cli.app import exports
 
 COMMANDS = sorted(
     [c.name or c.callback.__name__ for c in app.registered_commands]
