@@ -234,7 +234,7 @@ class Run:
         if record is not None and not again:
             return "skipped"
         task = replace(stage.task(key), threads=threads())
-        reads = stage.reads(task)
+        reads = {n: r for n, r in stage.reads(task).items() if n not in stage.late}
         for read in reads.values():
             if isinstance(read, Region):
                 self._require_written(stage, read)
@@ -243,6 +243,9 @@ class Run:
         reset_peak_memory()
         started, clock = time.time(), Phases()
         inputs = {name: self.store.read(read) for name, read in reads.items()}
+        for name, region in stage.narrowed(task, **inputs).items():
+            self._require_written(stage, region)
+            inputs[name] = self.store.read(region)
         bytes_read = sum(_size(value) for value in inputs.values())
         clock.ends("read")
         clock.waited(STEPS.compute())

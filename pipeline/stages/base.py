@@ -128,6 +128,9 @@ class Stage(BaseModel, ABC):
     streams: ClassVar[bool] = False
     """Whether the next task is read and the last one written while one computes; `memory`
     counts both."""
+    late: ClassVar[frozenset[str]] = frozenset()
+    """Inputs of which the other inputs say how much is needed. `reads` names the most
+    that it may be, and `narrowed` what it is."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something is, and not what."""
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -184,6 +187,14 @@ class Stage(BaseModel, ABC):
     @abstractmethod
     def reads(self, task: Task) -> dict[str, Read]:
         """Return what a task reads, by argument of ``process``."""
+
+    def narrowed(self, task: Task, **inputs: Any) -> dict[str, Region]:
+        """Return what is read of the `late` inputs, when the others have been read.
+
+        Each box lies within what `reads` names. An input that is left out is not read,
+        and `process` is called without it.
+        """
+        return {}
 
     @abstractmethod
     def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
