@@ -18,7 +18,8 @@ _STORAGE = 64
 _CHUNK = 512
 _WORK_NM = 12.0
 _ROUGH_PIXELS = 192
-_MASK_BLOCK = 8
+_MAP_PIXELS = 32
+"""Work pixels of a voxel of the maps of misalignment."""
 _NOWHERE = Vec3(0, 0, 0)
 _STORED = Vec3(64, 64, 64)
 
@@ -69,6 +70,21 @@ class LooseStack:
     intensity_range: tuple[float, float] | None = None
 
 
+def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
+    """Write the recipe of an alignment, as `Recipe.parse` reads it."""
+    layers, stages = alignment_stages(stack)
+    bounds = stack.bounds
+    return {
+        "name": name,
+        "grid": {
+            "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
+            "chunk": _cut(bounds)["chunk"],
+        },
+        "layers": layers,
+        "stage": stages,
+    }
+
+
 def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Return the layers and the stages of an alignment, as a recipe has them.
 
@@ -79,30 +95,18 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     work = max(0, round(math.log2(_WORK_NM / size[0])))
     shape = stack.bounds.shape
     rough = max(work, math.floor(math.log2(max(1, min(shape.x, shape.y) / _ROUGH_PIXELS))))
-    mips = max(rough, 1)
+    mips = max(rough, work + 2)
     step, stride = 16, 2
 
     def at(mip: int) -> tuple[Bbox, list[float]]:
         factor = Vec3(2**mip, 2**mip, 1)
         return stack.bounds.coarser(factor), [size[0] * 2**mip, size[1] * 2**mip, size[2]]
 
-    def cut(box: Bbox, extent: int = _CHUNK, z: int = 1) -> dict[str, Any]:
-        unit = Vec3(_STORAGE, _STORAGE, z)
-        across = [
-            max(_STORAGE, min(extent, -(-n // _STORAGE) * _STORAGE)) for n in box.shape
-        ]
-        return {
-            "bounds": {"start": list(box.start), "stop": list(box.stop)},
-            "chunk": [across[0], across[1], z],
-            "storage_chunk": list(unit),
-        }
-
     fine, fine_size = at(0)
     box, work_size = at(work)
     coarse, coarse_size = at(rough)
     node_box = box.coarser(Vec3(step, step, 1))
     field_box = box.coarser(Vec3(stride, stride, 1))
-    map_box = box.coarser(Vec3(_MASK_BLOCK, _MASK_BLOCK, 1))
     node_size = [work_size[0] * step, work_size[1] * step, size[2]]
     field_size = [work_size[0] * stride, work_size[1] * stride, size[2]]
     chunk, storage = ingest_chunks(shape, stack.natural_chunk, sharded=False)
@@ -115,7 +119,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "output": "loose",
             "voxel_size_nm": list(size),
             "shift": list(stack.shift),
-            **cut(fine),
+            **_cut(fine),
             "chunk": pyramid_chunk,
             "storage_chunk": list(storage),
             **(
@@ -129,7 +133,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "layer": "loose",
             "output": "loose/pyramid",
             "mips": mips,
-            **cut(fine),
+            **_cut(fine),
             "chunk": pyramid_chunk,
             "storage_chunk": list(storage),
         },
@@ -160,7 +164,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 "mip": work,
                 "model": stack.defect_model,
                 "output": "loose_defects",
-                **cut(box),
+                **_cut(box),
             }
         )
     rough_defects = {"defects": "rough_defects"} if has_defects else {}
@@ -175,14 +179,14 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "turn_degrees": stack.turn_degrees,
             "shift_nm": stack.farthest_nm,
             "output": "section_matches",
-            **_plain(cut(coarse)),
+            **_plain(_cut(coarse)),
         },
         {
             "use": "section_poses",
             "matches": "section_matches",
             "voxel_size_nm": coarse_size,
             "output": "section_poses",
-            **_plain(cut(coarse)),
+            **_plain(_cut(coarse)),
         },
         {
             "use": "warp",
@@ -191,7 +195,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             **poses,
             "voxel_size_nm": work_size,
             "output": "rough",
-            **cut(box),
+            **_cut(box),
         },
         {
             "use": "flows",
@@ -201,7 +205,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "distance": stack.distance,
             "voxel_size_nm": work_size,
             "output": "flows",
-            **_nodes(cut(node_box, 64)),
+            **_nodes(_cut(node_box, 64)),
         },
         {
             "use": "relaxation",
@@ -209,7 +213,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "distance": stack.distance,
             "voxel_size_nm": node_size,
             "output": "relaxation",
-            **_nodes(cut(node_box, 64), z=24),
+            **_nodes(_cut(node_box, 64), z=24),
         },
         {
             "use": "fields",
@@ -219,12 +223,12 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "stride": stride,
             "voxel_size_nm": work_size,
             "output": "field",
-            **cut(field_box),
+            **_cut(field_box),
         },
     ]
     field = {"field": "field", "field_voxel_nm": field_size}
     if has_defects:
-        nearest = {"interpolation": "nearest", "voxel_size_nm": work_size, **cut(box)}
+        nearest = {"interpolation": "nearest", "voxel_size_nm": work_size, **_cut(box)}
         mip = work if stack.defect_source else 0
         defects = {
             "use": "warp",
@@ -244,26 +248,67 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "interpolation": stack.interpolation,
             "voxel_size_nm": fine_size,
             "output": "image",
-            **cut(fine),
+            **_cut(fine),
         },
         {
             "use": "downsample",
             "layer": "image",
             "output": "image/pyramid",
-            "mips": max(work, mips),
-            **cut(fine),
-        },
-        {
-            "use": "misalignments",
-            "image": "image",
-            "mip": work,
-            "block": _MASK_BLOCK,
-            "voxel_size_nm": work_size,
-            "output": "misalignments",
-            **cut(map_box),
+            "mips": mips,
+            **_cut(fine),
         },
     ]
+    stages += _masks(stack, work, has_defects=has_defects)
     return layers, stages
+
+
+def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str, Any]]:
+    """Return maps of misalignment at two resolutions, and the two masks."""
+    x, y, z = stack.voxel_size_nm
+    wide = 2**work * _MAP_PIXELS
+    maps = stack.bounds.coarser(Vec3(wide, wide, 1))
+    box = stack.bounds.coarser(Vec3(2**work, 2**work, 1))
+    stages: list[dict[str, Any]] = []
+    names = ("misalignments", "coarse_misalignments")
+    for mip, name in zip((work + 1, work + 2), names, strict=True):
+        stages.append(
+            {
+                "use": "misalignments",
+                "image": "image",
+                "mip": mip,
+                "block": wide // 2**mip,
+                "around": 3,
+                "voxel_size_nm": [x * 2**mip, y * 2**mip, z],
+                "output": name,
+                **_cut(maps),
+            }
+        )
+    stages += [
+        {
+            "use": "segmentation_masks",
+            "image": "image",
+            "mip": work,
+            "kind": kind,
+            **({"defects": "defects"} if has_defects else {}),
+            **{name: name for name in names},
+            "block": _MAP_PIXELS,
+            "coarse_block": _MAP_PIXELS,
+            "output": f"{kind}_mask",
+            **_cut(box),
+        }
+        for kind in ("input", "output")
+    ]
+    return stages
+
+
+def _cut(box: Bbox, extent: int = _CHUNK, z: int = 1) -> dict[str, Any]:
+    """Cut a box into chunks of whole sections, or of squares of them."""
+    across = [max(_STORAGE, min(extent, -(-n // _STORAGE) * _STORAGE)) for n in box.shape]
+    return {
+        "bounds": {"start": list(box.start), "stop": list(box.stop)},
+        "chunk": [across[0], across[1], z],
+        "storage_chunk": [_STORAGE, _STORAGE, z],
+    }
 
 
 def _plain(form: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,9 @@ class SegmentationMasks(VolumeStage):
     Parameters
     ----------
     image : str
-        Aligned volume of uint8, in the voxels of the masks.
+        Aligned volume of uint8.
+    mip : int
+        Mip of it that has the voxels of the masks.
     kind : {"input", "output"}
         Which mask.
     defects : str
@@ -159,12 +161,18 @@ class SegmentationMasks(VolumeStage):
     bytes_per_voxel: ClassVar[float] = 4.0
 
     image: Layer
+    mip: int = Field(default=0, ge=0)
     kind: Literal["input", "output"]
     defects: Layer = ""
     misalignments: Layer = ""
     coarse_misalignments: Layer = ""
     block: int = Field(default=8, ge=1)
     coarse_block: int = Field(default=32, ge=1)
+
+    @property
+    def read_mip(self) -> int:
+        """Mip of the image."""
+        return self.mip
 
     def _wide(self, task: Task) -> Bbox:
         if self.kind == "input":
@@ -175,7 +183,7 @@ class SegmentationMasks(VolumeStage):
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the same voxels; for the output mask, those of two sections around too."""
         wide = self._wide(task)
-        reads: dict[str, Read] = {"image": Region(self.image, wide)}
+        reads: dict[str, Read] = {"image": Region(self.image, wide, self.mip)}
         if self.defects:
             reads["defects"] = Region(self.defects, wide)
         for name, layer, block in self._maps:
@@ -244,7 +252,9 @@ class SegmentationMasks(VolumeStage):
         if not isinstance(spec, VolumeSpec):
             raise TypeError(f"{self.image} holds {spec.kind}, and a volume is needed")
         return self.volume(
-            dtype="uint8", voxel_size_nm=spec.voxel_size_nm, kind_of_values="image"
+            dtype="uint8",
+            voxel_size_nm=spec.voxel_size_at(self.mip),
+            kind_of_values="image",
         )
 
     def check(self, specs: Specs) -> list[str]:
@@ -254,11 +264,13 @@ class SegmentationMasks(VolumeStage):
         for layer in filter(None, layers):
             faults += expect_volume(self.name, specs, layer, dtypes=("uint8",))
         image = specs.get(self.image)
+        if isinstance(image, VolumeSpec) and self.mip >= len(image.factors):
+            return [*faults, missing_mip(self.name, self.image, image, self.mip)]
         for name, layer, block in self._maps:
             spec = specs.get(layer)
             if not isinstance(spec, VolumeSpec) or not isinstance(image, VolumeSpec):
                 continue
-            x, y, z = image.voxel_size_nm
+            x, y, z = image.voxel_size_at(self.mip)
             if spec.voxel_size_nm != (x * block, y * block, z):
                 faults.append(
                     f"{self.name}: voxels of {layer} ({name}) are {spec.voxel_size_nm} nm, "

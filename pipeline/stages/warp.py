@@ -108,7 +108,7 @@ class Warp(VolumeStage):
         poses: Table | None = None,
         field: NDArray[np.float32] | None = None,
     ) -> Bbox | None:
-        found = [p for p, _ in self._points(task, poses, field) if p is not None]
+        found = [p for p, _ in self.shown(task, poses, field) if p is not None]
         if not found:
             return None
         around = REACH[self.interpolation] + 1
@@ -123,15 +123,19 @@ class Warp(VolumeStage):
         start = Vec3(int(x0), int(y0), box.start.z)
         return Bbox(start, Vec3(int(x1), int(y1), box.stop.z))
 
-    def _points(
+    def shown(
         self,
         task: Task,
         poses: Table | None,
         field: NDArray[np.float32] | None,
     ) -> list[tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]]:
-        """Return, by section, which pixels of the loose section are shown, and where any.
+        """Say what each pixel of a chunk shows.
 
-        None for a section that is not placed.
+        Returns
+        -------
+        list of (float64 array, (x, y, 2) or None, bool array, (x, y) or None)
+            By section: places of the loose section [pixel], None if it is not placed; and
+            whether they show anything, None if all do.
         """
         from pipeline.kernels import fields
 
@@ -180,7 +184,7 @@ class Warp(VolumeStage):
         window = self._window(task, poses, field)
         assert window is not None
         start = (window.start.x, window.start.y)
-        for i, (points, reached) in enumerate(self._points(task, poses, field)):
+        for i, (points, reached) in enumerate(self.shown(task, poses, field)):
             if points is None or not image[..., i].any():
                 continue
             drawn = draw(image[..., i], points, start, self.interpolation)
