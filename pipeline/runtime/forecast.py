@@ -29,7 +29,7 @@ from pipeline.runtime.calibrate import (
 )
 from pipeline.runtime.estimate import peak_memory, wave_memory
 from pipeline.runtime.run import Run
-from pipeline.specs import Read, Region, VolumeSpec
+from pipeline.specs import Read, Records, Region, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Wave
 
 TYPICAL = Path(__file__).with_name("typical_rates.json")
@@ -560,8 +560,9 @@ def _rate(
 
 
 def _read_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
-    if isinstance(read, list):
-        return sum(_read_bytes(specs, calibration, r) for r in read)
+    if isinstance(read, list | Records):
+        # Of records it is not known here how large they are.
+        return 0.0
     spec = specs.get(read.layer)
     if isinstance(read, Region) and isinstance(spec, VolumeSpec):
         ratio = compression(calibration, specs, read.layer)
@@ -570,8 +571,8 @@ def _read_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
 
 
 def _objects(specs: Specs, read: Read) -> int:
-    if isinstance(read, list):
-        return sum(_objects(specs, r) for r in read)
+    if isinstance(read, list | Records):
+        return len(read)
     spec = specs.get(read.layer)
     if isinstance(read, Region) and isinstance(spec, VolumeSpec):
         return read.box.shape.ceil_div(spec.storage_chunk).product

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,8 @@ ATTEMPTS = 5
 
 _MEMORY_ATTEMPTS = 2
 """Starts that run out of memory with nothing beside them before a task is parked."""
+
+_SHOWN_RECORDS = 8
 
 Outcome = Literal["done", "blank", "skipped"]
 
@@ -712,7 +715,9 @@ def _said(read: Read) -> str:
         return f"{read.layer} {read.box} mip {read.mip}"
     if isinstance(read, Record):
         return f"{read.layer}/{read.key}"
-    return ", ".join(f"{r.layer}/{r.key}" for r in read)
+    shown = ", ".join(f"{r.layer}/{r.key}" for r in islice(read, _SHOWN_RECORDS))
+    more = len(read) - _SHOWN_RECORDS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _size(value: Any) -> int:

@@ -26,8 +26,8 @@ from pipeline.kernels.partition import (
     settle_in,
 )
 from pipeline.kernels.tables import rows_of
-from pipeline.specs import LayerSpec, Partitioned, Read, Record, RecordsSpec, Table
-from pipeline.stages.base import Layer, Specs, Stage, Task, Wave
+from pipeline.specs import LayerSpec, Partitioned, Read, Record, Records, RecordsSpec, Table
+from pipeline.stages.base import Layer, Specs, Stage, Task, Wave, children_of
 
 STATE = "state"
 """Part of a node's record that its parent reads."""
@@ -117,10 +117,12 @@ class _Octree(Stage):
 
     def grid_at(self, level: int) -> Grid:
         """Return the grid of chunks, or above it one cell for each partition."""
-        if level <= self.top:
-            return self.grid
-        cells = Vec3(self.n_partitions, 1, 1)
-        return Grid(Bbox(Vec3(0, 0, 0), cells), Vec3(1, 1, 1))
+        return self.grid if level <= self.top else Grid(self._partitions, Vec3(1, 1, 1))
+
+    @property
+    def _partitions(self) -> Bbox:
+        """Their positions."""
+        return Bbox.of_shape((self.n_partitions, 1, 1))
 
     def touches(self, key: ChunkKey, box: Bbox) -> bool:
         """Whether a node has to do with a box; a partition has to do with any."""
@@ -170,8 +172,9 @@ class UpSweep(_Octree):
         if task.key.level == 0:
             return self.leaf_reads(task)
         if task.key.level <= self.top:
-            children = task.key.children(self.grid)
-            return {"children": [Record(self.output, str(k), STATE) for k in children]}
+            return {
+                "children": Records(self.output, *children_of(task.key, self.grid), STATE)
+            }
         return self._round_reads(task.key)
 
     def process(self, task: Task, *args: Any, **inputs: Any) -> Partitioned:
@@ -205,18 +208,14 @@ class UpSweep(_Octree):
         step = _STEPS[wave % 3]
 
         def everyone(back: int, part: str) -> Read:
-            level = key.level - back
-            return [
-                Record(self.output, str(ChunkKey(level, p, 0, 0)), part)
-                for p in range(self.n_partitions)
-            ]
+            return Records(self.output, key.level - back, self._partitions, part)
 
         def mine(back: int, part: str) -> Read:
             return Record(self.output, str(ChunkKey(key.level - back, me, 0, 0)), part)
 
         if wave == 0:
-            nodes = Wave(self, self.top)
-            return {"arrivals": [Record(self.output, str(k), f"home:{me}") for k in nodes]}
+            nodes = Bbox.of_shape(self.grid.counts(self.top))
+            return {"arrivals": Records(self.output, self.top, nodes, f"home:{me}")}
         if step == "settle":
             return {
                 "kept": mine(3, "kept"),
@@ -314,10 +313,7 @@ class DownSweep(_Octree):
         if task.key.level < self.top:
             reads["above"] = [Record(self.output, str(task.key.parent), key)]
         elif self.n_partitions:
-            reads["above"] = [
-                Record(self.decisions, str(ChunkKey(self.answering, p, 0, 0)), key)
-                for p in range(self.n_partitions)
-            ]
+            reads["above"] = Records(self.decisions, self.answering, self._partitions, key)
         return reads
 
     def process(
