@@ -48,6 +48,7 @@ from pipeline.layers.store import Store
 from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
 from pipeline.runtime.cores import threads
+from pipeline.runtime.dependencies import Dependencies
 from pipeline.runtime.logs import redacted
 from pipeline.runtime.memory import peak_memory, reset_peak_memory
 from pipeline.runtime.starts import Starts, beating, gib
@@ -62,6 +63,8 @@ _MEMORY_ATTEMPTS = 2
 """Starts that run out of memory with nothing beside them before a task is parked."""
 
 _SHOWN_RECORDS = 8
+_ASKED_AT_MOST = 64
+"""Records that are asked for one by one; more are listed."""
 
 Outcome = Literal["done", "blank", "skipped"]
 
@@ -311,6 +314,10 @@ class Run:
             self._known_done.add((writer.output, key))
 
     @cached_property
+    def _dependencies(self) -> Dependencies:
+        return Dependencies(self.recipe.stages)
+
+    @cached_property
     def _writers(self) -> dict[tuple[str, int], Stage]:
         """The stage that writes each mip of each volume of this run."""
         result: dict[tuple[str, int], Stage] = {}
@@ -414,16 +421,16 @@ class Run:
             )
 
     def _awaits(self, stage: Stage, key: ChunkKey) -> bool:
-        """Whether tasks that come before one are not done: its message came too early."""
-        for other in self.recipe.upstream(stage):
-            done = self.done_keys(other)
-            if any(k not in done for wave in other.plan() for k in wave):
-                return True
-        done = self.done_keys(stage)
-        for wave in stage.plan():
-            if wave.level == key.level:
-                break
-            if any(k not in done for k in wave):
+        """Whether tasks that one reads from are not done: its message came too early."""
+        known = self._dependencies
+        for writer, box in known.needs(known.wave(stage.output, key.level), key):
+            wave = known.waves[writer]
+            needed = (ChunkKey(wave.level, *place) for place in box.positions())
+            if box.volume > _ASKED_AT_MOST:
+                done = self.done_keys(wave.stage)
+                if any(k not in done for k in needed):
+                    return True
+            elif any(self.done_record(wave.stage, k) is None for k in needed):
                 return True
         return False
 
@@ -514,6 +521,12 @@ class Run:
     def begun_keys(self, stage: Stage) -> set[ChunkKey]:
         """Return the tasks that were taken from a queue and have not ended."""
         return self._listed(stage, "attempts")
+
+    def state_of(self, stage: Stage, key: ChunkKey) -> str:
+        """Return ``done``, ``failed``, or ``missing`` where a task has neither record."""
+        if self.done_record(stage, key) is not None:
+            return "done"
+        return "failed" if self.is_parked(stage, key) else "missing"
 
     def is_parked(self, stage: Stage, key: ChunkKey) -> bool:
         """Whether a task was given up."""
