@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +90,7 @@ class Spans:
         """
         offset = self.read_by(readers).start
         for axis in range(3):
-            values = np.logical_and.reduceat(*self._rows(values, readers, offset, axis))
-            values = np.take(values, range(0, values.shape[axis], 2), axis)
+            values = self._over(np.logical_and, values, readers, offset, axis)
         return values
 
     def latest(self, times: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -103,20 +103,28 @@ class Spans:
         """
         everyone = Bbox.of_shape([len(low) for low in self.low])
         for axis in range(3):
-            rows = self._rows(times, everyone, Vec3(0, 0, 0), axis)
-            times = np.maximum.reduceat(*rows)
-            times = np.take(times, range(0, times.shape[axis], 2), axis)
+            times = self._over(np.maximum, times, everyone, Vec3(0, 0, 0), axis)
         return times
 
-    def _rows(
-        self, values: NDArray[np.generic], readers: Bbox, offset: Vec3, axis: int
-    ) -> tuple[NDArray[np.generic], NDArray[np.int64], int]:
-        """Return what ``reduceat`` takes: every other of its results is of a reader."""
+    def _over(
+        self,
+        combine: np.ufunc,
+        values: NDArray[Any],
+        readers: Bbox,
+        offset: Vec3,
+        axis: int,
+    ) -> NDArray[Any]:
+        """Combine along an axis what each of the readers along it reads."""
         mine = slice(readers.start[axis], readers.stop[axis])
-        ends = np.stack([self.low[axis][mine], self.high[axis][mine]], axis=1).ravel()
-        # One more plane, for spans that end with the grid.
-        more = np.take(values, [-1], axis)
-        return np.concatenate([values, more], axis), ends - offset[axis], axis
+        low = self.low[axis][mine] - offset[axis]
+        last = self.high[axis][mine] - offset[axis] - 1
+        if len(low) == values.shape[axis] and (low == last).all():
+            return values
+        result = np.take(values, low, axis)
+        for step in range(1, int((last - low).max()) + 1):
+            more = np.take(values, np.minimum(low + step, last), axis)
+            combine(result, more, out=result)
+        return result
 
 
 class Dependencies:
