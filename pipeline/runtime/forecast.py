@@ -20,6 +20,7 @@ from pipeline.errors import RecipeError
 from pipeline.geometry import ChunkKey
 from pipeline.runtime.calibrate import (
     NODES,
+    ROUNDS,
     VOXELS,
     Calibration,
     Rate,
@@ -537,7 +538,7 @@ def _growth(kind: str, units: float, rate: Rate) -> float:
 
     A measured task may be cut by its box; the objects of volumes go with the voxels.
     """
-    if kind == NODES or rate.tasks == 0 or rate.stored_per_unit == 0:
+    if kind != VOXELS or rate.tasks == 0 or rate.stored_per_unit == 0:
         return 1.0
     measured = rate.units_per_task
     return units / measured if measured else 1.0
@@ -551,7 +552,7 @@ def _rate(
     if rate is None:
         found = typical().rate(stage, kind) or _UNKNOWN[kind]
         return found, (1 / _ASSUMED, _ASSUMED), "typical"
-    if kind == NODES and units > 4 * rate.units_per_task:
+    if kind != VOXELS and units > 4 * rate.units_per_task:
         return rate, (1 / _MODELLED, _MODELLED), "modelled"
     error = max(_FLOOR, _DEVIATIONS * rate.spread / math.sqrt(max(rate.tasks, 1)))
     if rate.tasks < 3:
@@ -590,6 +591,19 @@ _UNKNOWN = {
         least_seconds=0.05,
         spread=0,
         stored_per_unit=1,
+        objects_per_task=1,
+    ),
+    # That of the basin graph on the example block.
+    ROUNDS: Rate(
+        output="",
+        stage="",
+        kind=ROUNDS,
+        tasks=0,
+        units_per_task=0,
+        seconds_per_unit=2.4e-9,
+        least_seconds=0.0005,
+        spread=0,
+        stored_per_unit=0.15,
         objects_per_task=1,
     ),
     NODES: Rate(

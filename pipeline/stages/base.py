@@ -227,6 +227,13 @@ class Stage(BaseModel, ABC):
             total += 2 * output.itemsize * task.box.volume
         return int(total)
 
+    def round_share(self, level: int) -> float | None:
+        """Return the work of a task in a round, that of the first one being 1.
+
+        None where the wave is none of a round.
+        """
+        return None
+
     @property
     def inputs(self) -> dict[str, str]:
         """Layers that are read, by field."""

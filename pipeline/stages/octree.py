@@ -150,6 +150,14 @@ class _Octree(Stage):
         left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
         return int(2 * left / self.n_partitions)
 
+    def round_share(self, level: int) -> float | None:
+        """Return how much there is to do in a step of a round, beside the first."""
+        if level <= self.top:
+            return None
+        before, step = divmod(level - self.top - 1, len(_STEPS))
+        first, falls = _ROUND_SHARES[step]
+        return float(first / (before + 1) ** falls)
+
 
 class UpSweep(_Octree):
     """Decides at every node of the octree what the node knows enough to decide.
@@ -277,6 +285,9 @@ class UpSweep(_Octree):
 
 
 _STEPS = ("settle", "lead", "tell")
+_ROUND_SHARES = ((1.0, 0.6), (0.86, 0.9), (0.034, 0.5))
+"""Of each step, its time in the first round over that of the first step, and the power of
+the number of the round by which it falls; by `benchmarks/bounded.py` on the real block."""
 
 
 def _scaled(parts: Mapping[str, Table], scale: int) -> dict[str, Table]:
