@@ -310,6 +310,8 @@ def draw(
                 said, (n, days), (0, above), textcoords="offset points", ha="center"
             )
     left.set(xlabel="CPU workers", ylabel="days", title="a cubic millimetre")
+    left.set_xticks(workers, [f"{n:,}" for n in workers])
+    left.set_xticks([], minor=True)
     left.legend(loc="lower left")
     left.margins(x=0.2, y=0.15)
     names = [name for name, hours in spans.items() if hours > 0.01][:10]
