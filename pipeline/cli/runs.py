@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     from pipeline.runtime.estimate import WaveEstimate
     from pipeline.runtime.executors import Executor
     from pipeline.runtime.forecast import StageAccount
-    from pipeline.runtime.progress import WaveProgress
     from pipeline.runtime.run import Run
-    from pipeline.stages.base import Stage
 
 
 @app.command()
@@ -445,17 +443,7 @@ def _queued(run: Run, template: str) -> Executor:
         for url in urls.values():
             create_queue(url)
             typer.echo(f"em: tasks go to {url}", err=True)
-    queues = {
-        pool: Queued(url, on_wait=lambda: require_not_cancelled(run))
-        for pool, url in urls.items()
-    }
-
-    def execute(
-        run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
-    ) -> None:
-        queues[stage.pool](run, stage, keys, progress)
-
-    return execute
+    return Queued(urls, on_wait=lambda: require_not_cancelled(run))
 
 
 def _limit(memory_limit: float | None, workers: int | None) -> int:

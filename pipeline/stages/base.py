@@ -20,6 +20,7 @@ from pipeline.specs import (
     LayerSpec,
     Read,
     Record,
+    Records,
     RecordsSpec,
     Region,
     Table,
@@ -237,6 +238,13 @@ class Stage(BaseModel, ABC):
             total += 2 * output.itemsize * task.box.volume
         return int(total)
 
+    def round_share(self, level: int) -> float | None:
+        """Return the work of a task in a round, that of the first one being 1.
+
+        None where the wave is none of a round.
+        """
+        return None
+
     @property
     def inputs(self) -> dict[str, str]:
         """Layers that are read, by field."""
@@ -278,6 +286,13 @@ class Stage(BaseModel, ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def children_of(key: ChunkKey, grid: Grid) -> tuple[int, Bbox]:
+    """Return the level and the positions of the children of a node."""
+    corner = key.position * 2
+    level = key.level - 1
+    return level, Bbox(corner, (corner + 2).minimum(grid.counts(level)))
+
+
 class ChunkStage(Stage):
     """A stage whose tasks are chunks, one wave of them."""
 
@@ -314,8 +329,7 @@ class OctreeStage(Stage):
         """Read voxels at level 0, children above."""
         if task.key.level == 0:
             return self.leaf_reads(task)
-        children = task.key.children(self.grid)
-        return {"children": [Record(self.output, str(k)) for k in children]}
+        return {"children": Records(self.output, *children_of(task.key, self.grid))}
 
     def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute a leaf, or merge the children."""

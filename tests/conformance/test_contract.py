@@ -21,6 +21,7 @@ from pipeline.specs import (
     MeshesSpec,
     Partitioned,
     Record,
+    Records,
     RecordsSpec,
     Region,
     Sharding,
@@ -170,7 +171,9 @@ def test_inputs_are_the_layers_that_are_read(stage):
     read = set()
     for task in tasks(stage):
         for item in stage.reads(task).values():
-            read |= {r.layer for r in (item if isinstance(item, list) else [item])}
+            read |= {
+                r.layer for r in (item if isinstance(item, list | Records) else [item])
+            }
     # A node of an octree reads its children.
     assert read - {stage.output} == set(stage.inputs.values())
 
@@ -261,7 +264,7 @@ def test_reads_stay_in_bounds(planned):
     stage = planned.recipe.stages[-1]
     for task in tasks(stage):
         for read in stage.reads(task).values():
-            for item in read if isinstance(read, list) else [read]:
+            for item in read if isinstance(read, list | Records) else [read]:
                 assert_is_there(item, planned)
 
 
