@@ -42,6 +42,8 @@ class LooseStack:
         What the source decodes at once [voxel].
     defect_model : str
         Model that finds folds, cracks and resin; empty for none.
+    defect_threshold : float
+        Least probability of a defect.
     defect_source : str
         Location of a mask of defects that is known already; empty for none.
     farthest_nm : float
@@ -62,6 +64,7 @@ class LooseStack:
     shift: Vec3 = _NOWHERE
     natural_chunk: Vec3 = _STORED
     defect_model: str = "defects-cortex"
+    defect_threshold: float = 0.5
     defect_source: str = ""
     farthest_nm: float = 720.0
     turn_degrees: float = 4.0
@@ -163,6 +166,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 "image": "loose",
                 "mip": work,
                 "model": stack.defect_model,
+                "threshold": stack.defect_threshold,
                 "output": "loose_defects",
                 **_cut(box),
             }
