@@ -3,6 +3,13 @@
 from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
+from pipeline.stages.components import (
+    ComponentExtents,
+    ComponentGraphs,
+    ComponentPieces,
+    Components,
+    ComponentTable,
+)
 from pipeline.stages.downsample import Downsample
 from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
@@ -34,5 +41,10 @@ STAGES: dict[str, type[Stage]] = {
     "skeletons": CenterlineSkeletons,
     "overlaps": Overlaps,
     "image_quality": ImageQuality,
+    "component_pieces": ComponentPieces,
+    "component_graph": ComponentGraphs,
+    "component_table": ComponentTable,
+    "component_extents": ComponentExtents,
+    "components": Components,
 }
 """The table of stages: what ``use`` may say in a recipe."""

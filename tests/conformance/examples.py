@@ -29,6 +29,8 @@ from pipeline.stages.agglomeration import REFUSALS
 from pipeline.stages.base import Stage
 from pipeline.stages.shards import unpack
 
+from . import synapses
+
 START = Vec3(5, 3, 2)
 SHAPE = Vec3(42, 34, 17)
 BOUNDS = Bbox.of_shape(SHAPE, START)
@@ -565,6 +567,20 @@ def n_components(n: int, edges: NDArray[Any]) -> int:
     return int(connected_components(graph, directed=False)[0])
 
 
+def _components(n: int, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the first n stages from a map to components; the image serves for a map."""
+    return lambda chunk, world: synapses.components(chunk, "image", **fields)[:n]
+
+
+def _to_components(n: int) -> dict[str, Any]:
+    """Return the first n stages to a volume of components, seen through those left."""
+    return {
+        "entries": _components(n),
+        "joined_by": lambda chunk: synapses.components(chunk, "image")[n:4],
+        "result": lambda run: volume(run, "clefts"),
+    }
+
+
 def _volume_of(layer: str) -> Callable[[Run], Any]:
     return lambda run: volume(run, layer)
 
@@ -610,5 +626,11 @@ EXAMPLES: dict[str, Example] = {
     ),
     "overlaps": Example(_overlaps, overlaps),
     "image_quality": Example(_image_quality, qualities),
+    "component_pieces": Example(**_to_components(1)),
+    "component_graph": Example(**_to_components(2)),
+    "component_table": Example(**_to_components(3)),
+    "components by faces": Example(_components(4, connectivity=6), _volume_of("clefts")),
+    "component_extents": Example(_components(5), synapses.extents),
+    "components": Example(_components(6), lambda run: synapses.rows(run, "cleft_list")),
 }
 """Examples by name: that of the stage, and what is special about it."""
