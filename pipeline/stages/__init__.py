@@ -16,11 +16,19 @@ from pipeline.stages.ingest import Ingest
 from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.overlaps import Overlaps
+from pipeline.stages.partners import ContactPartners, NetPartners
 from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.relabel import Relabel
 from pipeline.stages.semantic import Semantic
 from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
 from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
+from pipeline.stages.synapses import (
+    Annotations,
+    Connectome,
+    SynapseCells,
+    Synapses,
+    SynapseSegments,
+)
 
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
@@ -46,5 +54,12 @@ STAGES: dict[str, type[Stage]] = {
     "component_table": ComponentTable,
     "component_extents": ComponentExtents,
     "components": Components,
+    "contact_partners": ContactPartners,
+    "net_partners": NetPartners,
+    "synapse_segments": SynapseSegments,
+    "synapses": Synapses,
+    "connectome": Connectome,
+    "synapse_cells": SynapseCells,
+    "annotations": Annotations,
 }
 """The table of stages: what ``use`` may say in a recipe."""

@@ -39,6 +39,7 @@ from pipeline.specs import (
     Sharding,
     Table,
     VolumeSpec,
+    VoxelSize,
 )
 from pipeline.stages.base import ChunkStage, Layer, Specs, Task
 from pipeline.stages.octree import OUTCOMES, STATE, OpenBytes, UpSweep
@@ -346,4 +347,17 @@ def same_grid_faults(name: str, specs: Specs, layers: Sequence[str]) -> list[str
         f"{size} nm; give layers of the same voxels"
         for layer, size in sizes.items()
         if layers[0] in sizes and not np.allclose(size, sizes[layers[0]])
+    ]
+
+
+def voxel_size_faults(
+    name: str, specs: Specs, layer: str, voxel_size_nm: VoxelSize
+) -> list[str]:
+    """Say so if voxels of a layer are not as large as a stage says."""
+    spec = specs.get(layer)
+    if not isinstance(spec, VolumeSpec) or spec.voxel_size_nm == voxel_size_nm:
+        return []
+    return [
+        f"{name}: voxel of {layer} is {spec.voxel_size_nm} nm, not {voxel_size_nm}; use "
+        "that"
     ]

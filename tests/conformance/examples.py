@@ -76,9 +76,33 @@ channels = ["glia", "axon", "unknown", "soma"]
 # -- the world ------------------------------------------------------------------------
 
 
+PARTNERS_TOML = """
+name = "tiny-partners"
+inputs = ["image", "cleft"]
+voxel_size_nm = [16.0, 16.0, 40.0]
+sha256 = "{sha256}"
+
+[architecture]
+widths = [2, 3]
+
+[normalisation]
+mean = 128.0
+std = 50.0
+
+[inference]
+patch = [12, 12, 6]
+overlap = [0, 0, 0]
+
+[[head]]
+name = "partners"
+kind = "masks"
+channels = ["pre", "post"]
+"""
+
+
 @dataclass(frozen=True)
 class World:
-    """Layers that nobody in an example writes, and a model.
+    """Layers that nobody in an example writes, and models.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
     (the truth), ``parts`` (the truth, cut slantwise into slabs), ``classes`` (semantic
@@ -88,6 +112,7 @@ class World:
 
     root: str
     model: str
+    partners: str = ""
 
     @property
     def layers(self) -> dict[str, str]:
@@ -97,15 +122,22 @@ class World:
     @classmethod
     def make(cls, folder: Path) -> World:
         """Fill a folder with tissue of the phantom, and make a model."""
-        return cls.of(tissue(), folder / "world", str(make_model(folder / "tiny")))
+        models = make_model(folder / "tiny"), make_model(folder / "two", PARTNERS_TOML)
+        return cls.of(tissue(), folder / "world", *map(str, models))
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]], folder: Path, model: str = "") -> World:
+    def of(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        folder: Path,
+        model: str = "",
+        partners: str = "",
+    ) -> World:
         """Fill a folder with given arrays."""
         store = Store(str(folder))
         for layer, array in arrays.items():
             _put(store, layer, array, Vec3(0, 0, 0) if layer == "raw" else START)
-        return cls(store.root, model)
+        return cls(store.root, model, partners)
 
 
 def tissue() -> dict[str, NDArray[Any]]:
@@ -141,7 +173,7 @@ def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3) -> None:
     store.write(Region(layer, spec.bounds), spec, np.asfortranarray(array))
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, toml: str = MODEL_TOML) -> Path:
     """Make a model of few weights, drawn by chance."""
     import torch
 
@@ -149,12 +181,12 @@ def make_model(folder: Path) -> Path:
     from pipeline.nets.model import build_net, pack_weights
 
     folder.mkdir()
-    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=""))
+    (folder / "model.toml").write_text(toml.format(sha256=""))
     torch.manual_seed(7)
     content = pack_weights(build_net(ModelConfig.load(folder)).state_dict())
     (folder / "weights.safetensors").write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
-    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=sha256))
+    (folder / "model.toml").write_text(toml.format(sha256=sha256))
     return folder
 
 
@@ -581,6 +613,26 @@ def _to_components(n: int) -> dict[str, Any]:
     }
 
 
+def _wiring(output: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the stages from a map of clefts up to the one that writes a layer."""
+
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        made = synapses.wiring(chunk, "image", segments="labels", **fields)
+        outputs = [entry["output"] for entry in made]
+        return made[: outputs.index(output) + 1]
+
+    return entries
+
+
+def _by_net(chunk: Vec3, world: World) -> list[Entry]:
+    """Take a net that sees an image and a cleft."""
+    return _wiring("partners", model=world.partners, image="image")(chunk, world)
+
+
+def _rows_of(layer: str, parts: str = "") -> Callable[[Run], Any]:
+    return lambda run: synapses.rows(run, layer, parts)
+
+
 def _volume_of(layer: str) -> Callable[[Run], Any]:
     return lambda run: volume(run, layer)
 
@@ -631,6 +683,15 @@ EXAMPLES: dict[str, Example] = {
     "component_table": Example(**_to_components(3)),
     "components by faces": Example(_components(4, connectivity=6), _volume_of("clefts")),
     "component_extents": Example(_components(5), synapses.extents),
-    "components": Example(_components(6), lambda run: synapses.rows(run, "cleft_list")),
+    "components": Example(_components(6), _rows_of("cleft_list")),
+    "contact_partners": Example(
+        _wiring("partners", supervoxels="parts"), _rows_of("partners")
+    ),
+    "net_partners": Example(_by_net, _rows_of("partners")),
+    "synapse_segments": Example(_wiring("synapse_segments"), _rows_of("synapse_segments")),
+    "synapses": Example(_wiring("synapses"), _rows_of("synapses", "id:")),
+    "synapse_cells": Example(_wiring("synapse_cells"), synapses.cells),
+    "connectome": Example(_wiring("connectome"), synapses.tables),
+    "annotations": Example(_wiring("annotations"), synapses.lines),
 }
 """Examples by name: that of the stage, and what is special about it."""
