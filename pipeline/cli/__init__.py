@@ -1,7 +1,17 @@
 """The command ``em``: a module for each kind of command."""
 
 from pipeline.cli import runs  # noqa: I001  (the order of the help)
-from pipeline.cli import care, looks, exporting, kubernetes, learning
+from pipeline.cli import care, looks, connectome, exporting, kubernetes, learning
 from pipeline.cli.app import app, main
 
-__all__ = ["app", "care", "exporting", "kubernetes", "learning", "looks", "main", "runs"]
+__all__ = [
+    "app",
+    "care",
+    "connectome",
+    "exporting",
+    "kubernetes",
+    "learning",
+    "looks",
+    "main",
+    "runs",
+]

@@ -25,7 +25,7 @@ RELATIONSHIPS = ("pre_segment", "post_segment")
 """Segments that a line belongs to; of each a folder of the layer."""
 
 PROPERTIES: tuple[tuple[str, str, str], ...] = (
-    ("size", "uint32", "voxels of the cleft"),
+    ("size", "int32", "voxels of the cleft"),
     ("pre_score", "float32", "how sure the presynaptic cell is"),
     ("post_score", "float32", "how sure the postsynaptic cell is"),
     (
@@ -42,7 +42,7 @@ _INDICES = ("by_id", *RELATIONSHIPS)
 _LINE = np.dtype(
     [
         ("line", "<f4", (2, 3)),
-        ("size", "<u4"),
+        ("size", "<i4"),
         ("pre_score", "<f4"),
         ("post_score", "<f4"),
         ("flags", "<u2"),
@@ -169,7 +169,7 @@ def _lines(rows: SynapseRows) -> NDArray[np.void]:
     # A line ends in the middles of voxels.
     lines["line"][:, 0] = rows.pre_site + 0.5
     lines["line"][:, 1] = rows.post_site + 0.5
-    lines["size"] = np.minimum(rows.sizes, np.uint64(2**32 - 1))
+    lines["size"] = np.minimum(rows.sizes, np.uint64(2**31 - 1))
     lines["pre_score"], lines["post_score"] = rows.pre_score, rows.post_score
     lines["flags"] = rows.flags
     lines["clefts"] = np.minimum(rows.clefts, 255)
