@@ -129,23 +129,30 @@ def component_graph(
         raise ValueError(
             f"pieces of {read_box} lack part of the halo of chunk {box}; read {wanted}"
         )
-    core = pieces[box.slices(read_box.start)]
-    inside, of = _foreground(core)
-    ids, first, sizes = np.unique(of, return_index=True, return_counts=True)
-    place = _places(inside[first], core.shape) + _vector(box.start - bounds.start)
+    low = _vector(box.start - read_box.start)
+    high = low + _vector(box.shape)
+    inside, every = _foreground(pieces)
+    place = _places(inside, pieces.shape)
+    own = ((place >= low) & (place < high)).all(axis=1)
+    place, of = place[own], every[own]
+    ids, first, row, sizes = np.unique(
+        of, return_index=True, return_inverse=True, return_counts=True
+    )
     extent = bounds.shape
-    anchors = place[:, 0] + extent.x * (place[:, 1] + extent.y * place[:, 2])
+    begin = place[first] + _vector(read_box.start - bounds.start)
+    anchors = begin[:, 0] + extent.x * (begin[:, 1] + extent.y * begin[:, 2])
 
     faces = np.zeros(len(ids), np.uint8)
+    shell = np.zeros(len(of), bool)
     for axis in range(3):
-        for side, is_open in (
-            (0, box.start[axis] > bounds.start[axis]),
-            (-1, box.stop[axis] < bounds.stop[axis]),
+        for bit, at, is_open in (
+            (axis, low[axis], box.start[axis] > bounds.start[axis]),
+            (3 + axis, high[axis] - 1, box.stop[axis] < bounds.stop[axis]),
         ):
             if is_open:
-                touching = np.unique(core.take(side, axis=axis))
-                bit = np.uint8(1 << (axis if side == 0 else 3 + axis))
-                faces[np.isin(ids, touching[touching != 0])] |= bit
+                touching = place[:, axis] == at
+                faces[row[touching]] |= np.uint8(1 << bit)
+                shell |= touching
     port = faces != 0
     none = np.zeros(0, np.uint64)
     pair = np.zeros((0, 2), np.uint64)
@@ -156,7 +163,7 @@ def component_graph(
         port_ids=ids[port],
         port_faces=faces[port],
         port_clusters=ids[port],
-        joins=_joins(pieces, box, read_box, connectivity),
+        joins=_joins(pieces, place[shell], of[shell], (low, high), connectivity),
         pairs=pair,
         affinities=none,
         keys=none,
@@ -168,33 +175,39 @@ def component_graph(
 
 
 def _joins(
-    pieces: NDArray[np.uint64], box: Bbox, read_box: Bbox, connectivity: Connectivity
+    pieces: NDArray[np.uint64],
+    place: NDArray[np.int64],
+    of: NDArray[np.uint64],
+    core: tuple[NDArray[np.int64], NDArray[np.int64]],
+    connectivity: Connectivity,
 ) -> NDArray[np.uint64]:
-    """Return the pairs of pieces in contact of which one lies in the halo."""
-    low = box.start - read_box.start
-    high = low + box.shape
+    """Return the pairs of pieces in contact of which one lies in the halo.
+
+    Parameters
+    ----------
+    pieces : uint64 array, (x, y, z)
+        Of the chunk and its halo.
+    place : int64 array, (n, 3)
+        Voxels of pieces at the faces of the chunk.
+    of : uint64 array, (n,)
+        Their pieces.
+    core : (low, high)
+        Where the chunk lies in the array.
+    connectivity : {6, 18, 26}
+        Which voxels are neighbours.
+    """
+    flat = pieces.reshape(-1, order="F")
+    along_x, along_y, _ = pieces.shape
+    low, high = core
     found = [np.zeros((0, 2), np.uint64)]
     for step in _predecessors(connectivity):
-        for axis, way in enumerate(step):
-            # Voxels of this face have their neighbour beyond it, those within do not.
-            at = low[axis] if way == -1 else high[axis] - 1
-            to = at + way
-            if way == 0 or not 0 <= to < pieces.shape[axis]:
-                continue
-            here, there = [], []
-            for other in range(3):
-                if other == axis:
-                    here.append(slice(at, at + 1))
-                    there.append(slice(to, to + 1))
-                    continue
-                begin = max(low[other], -step[other])
-                end = min(high[other], pieces.shape[other] - step[other])
-                here.append(slice(begin, end))
-                there.append(slice(begin + step[other], end + step[other]))
-            a, b = pieces[tuple(here)].reshape(-1), pieces[tuple(there)].reshape(-1)
-            both = (a != 0) & (b != 0)
-            if both.any():
-                found.append(np.stack([b[both], a[both]], axis=1))
+        to = place + np.array(step)
+        beyond = ((to < low) | (to >= high)).any(axis=1)
+        beyond &= ((to >= 0) & (to < pieces.shape)).all(axis=1)
+        x, y, z = to[beyond].T
+        met = flat[x + along_x * (y + along_y * z)]
+        is_one = met != 0
+        found.append(np.stack([met[is_one], of[beyond][is_one]], axis=1))
     pairs = np.concatenate(found)
     pairs.sort(axis=1)
     unique: NDArray[np.uint64] = np.unique(pairs, axis=0)

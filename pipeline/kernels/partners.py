@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Bbox, Vec3
-from pipeline.kernels.tables import Columns, Groups, column
+from pipeline.kernels.tables import Columns, Groups, column, rows_of
 from pipeline.specs import VoxelSize
 
 NO_PRE = 1
@@ -317,14 +317,15 @@ def by_means(
         return Assignment()
     sums, counts = np.zeros((len(candidates), 2)), np.zeros(len(candidates))
     for segments, said in patches:
-        row = np.searchsorted(candidates, segments)
-        row = np.minimum(row, len(candidates) - 1)
-        is_one = candidates[row] == segments
-        counts += np.bincount(row[is_one], minlength=len(candidates))
+        # All in the order of memory.
+        flat = segments.reshape(-1, order="F")
+        both = said.reshape(-1, 2, order="F")
+        row = rows_of(candidates, flat)
+        chosen = np.flatnonzero(row >= 0)
+        row = row[chosen]
+        counts += np.bincount(row, minlength=len(candidates))
         for side in range(2):
-            sums[:, side] += np.bincount(
-                row[is_one], said[..., side][is_one], minlength=len(candidates)
-            )
+            sums[:, side] += np.bincount(row, both[chosen, side], minlength=len(candidates))
     means = sums / np.maximum(counts, 1)[:, None]
     pre, post = (int(i) for i in means.argmax(axis=0))
     return Assignment(

@@ -327,22 +327,17 @@ class NetPartners(Partners, NetStage):
             for here, around in zip(found, boxes, strict=True):
                 for box in around:
                     assert here is not None
-                    cleft = np.zeros(patch.astuple(), np.uint8)
-                    common = box.intersection(here.box)
-                    cleft[common.slices(box.start)] = here.cleft[
-                        common.slices(here.box.start)
-                    ]
-                    seen = _cut(images["image"], box, read)
-                    yield np.ascontiguousarray(np.stack([seen, cleft], axis=3).T)
+                    given = np.empty((2, *patch.astuple()[::-1]), np.uint8)
+                    given[0] = _cut(images["image"], box, read).T
+                    given[1] = _cut(here.cleft, box, here.box).T
+                    yield given
 
         pre, post = (self.head_of_model.channels.index(c) for c in ("pre", "post"))
         said = self._runner(task.threads)(patches()) if any(boxes) else iter(())
         result = []
         for here, around in zip(found, boxes, strict=True):
-            outputs = []
-            for box in around:
-                both = next(said)[[pre, post]].astype(np.float32).T
-                outputs.append((_cut(ids, box, read), both.copy()))
+            # Indexing copies: what the runner yields is its own until the next is drawn.
+            outputs = [(_cut(ids, box, read), next(said)[[pre, post]].T) for box in around]
             result.append(
                 Assignment() if here is None else by_means(here.candidates, outputs)
             )
@@ -412,7 +407,7 @@ def _inner(bounds: Bbox) -> Bbox:
 
 def _cut(volume: NDArray[Any], box: Bbox, read: Bbox) -> NDArray[Any]:
     """Return a box of a volume, 0 where it reaches beyond what was read."""
-    out = np.zeros(box.shape.astuple(), volume.dtype)
+    out = np.zeros(box.shape.astuple(), volume.dtype, order="F")
     common = box.intersection(read)
     if not common.is_empty:
         out[common.slices(box.start)] = volume[common.slices(read.start)]

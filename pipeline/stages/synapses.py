@@ -91,7 +91,7 @@ class SynapseSegments(ChunkStage):
             for site in (rows.pre_site, rows.post_site)
         )
         table = with_segments(rows, pre, post)
-        return sharded(table, _pair_keys(table), self.sharding, "")
+        return sharded(table, pair_keys(table), self.sharding, "")
 
     def target(self, task: Task) -> Record:
         """Write a record per chunk."""
@@ -464,7 +464,7 @@ def side_keys(rows: SynapseRows, side: str) -> NDArray[np.uint64]:
     return np.where(segments == 0, rows.ids, segments)
 
 
-def _pair_keys(rows: SynapseRows) -> NDArray[np.uint64]:
+def pair_keys(rows: SynapseRows) -> NDArray[np.uint64]:
     """Return one number for each pair; what lacks a partner goes by its id."""
     pre, post = rows.pre_segment, rows.post_segment
     pair = pre * _MIXING[0] ^ post * _MIXING[1]
