@@ -200,6 +200,9 @@ def state(
             s.layers.append(name=layer.name, layer=_intensities(layer), visible=visible)
     for lines in synapses:
         s.layers.append(name=lines.name, layer=_lines(lines))
+        if lines.segmentation in s.layers:
+            # Lines begin and end within surface meshes, which must let them through.
+            s.layers[lines.segmentation].layer.object_alpha = 0.45
     segmented = [la.name for la in layers if la.spec.kind_of_values == "segmentation"]
     s.selected_layer.layer = (segmented or [layers[0].name])[-1]
     return s

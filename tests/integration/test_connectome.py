@@ -399,3 +399,41 @@ def test_files_of_two_runs_in_one_folder_are_found_out(run, tmp_path):
     second.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="no Parquet file"):
         list(ConnectomeReader.open(str(mixed)).blocks("pre"))
+
+
+def test_what_cannot_be_asked_is_said(run, tmp_path):
+    root = run.store.root.removeprefix("file://")
+    asked = ["export", "synapses", "--root", root, "--to", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, [*asked, "--forms", "cave,dot"])
+    assert isinstance(told.exception, RecipeError)
+    assert "dot is no form; there are cave, csv, graphml" in str(told.exception)
+    told = CliRunner().invoke(
+        app,
+        [
+            "connectome",
+            "--root",
+            root,
+            "--neuron",
+            "1",
+            "--picture",
+            str(tmp_path / "1.png"),
+        ],
+    )
+    assert isinstance(told.exception, MissingInputError)
+    assert "has no voxel of segment 1" in str(told.exception)
+
+
+def test_a_run_that_has_not_ended_has_no_connectome(places, tmp_path):
+    begun = Run.start(recipe(places), str(tmp_path))
+    with pytest.raises(MissingInputError, match="has not come to its end"):
+        open_connectome(begun)
+
+
+def test_records_of_two_runs_in_one_layer_are_found_out(run):
+    """The same cleft twice among what is merged is counted for neither."""
+    stage = run.recipe.stage("synapses")
+    task = stage.task(next(iter(stage.plan()[0])))
+    fragments = run.store.read(stage.reads(task)["fragments"])
+    full = [f for f in fragments if f]
+    with pytest.raises(DataError, match="is there 2 times, so records of several runs"):
+        stage.process(task, fragments=[*full, full[0]])
