@@ -273,7 +273,8 @@ def _foreground(
 ) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
     """Return where labels are not 0, x fastest, and what they are."""
     flat = labels.reshape(-1, order="F")
-    inside = np.flatnonzero(flat)
+    # Of booleans numpy finds them several times as fast.
+    inside = np.flatnonzero(flat != 0)
     return inside, flat[inside]
 
 
