@@ -1,5 +1,6 @@
 # demo: installs, reconstructs a block, scores it, draws it.   test: installs, tests.
 # bench: beside peers, in one run, as ratios; fails where a target is missed.
+# lock: what the images install, by sha256.   audit: known holes in it, by PyPI's advisories.
 # airflow: Airflow with the DAGs on 127.0.0.1:8080, workers as processes of this machine.
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
@@ -12,7 +13,7 @@ BLOCK := $(EM_DATA)/ac3_x0_512.h5
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard pipeline/kernels/cpp/*)
 export EM_DATA
 
-.PHONY: install browser extras demo test check bench airflow
+.PHONY: install browser extras demo test check bench airflow lock audit
 install: $(VENV)/installed
 
 # torch goes first and alone: left to the resolver it brings gigabytes of CUDA.
@@ -59,6 +60,14 @@ bench: install
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[bench]"
 	mkdir -p bench
 	$(BIN)/python benchmarks/segmentation.py --cache bench --picture bench/segmentation.png --check
+
+# LINKS is a folder with torch for CPUs, where its index cannot be reached.
+lock: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docker/lock.py $(if $(LINKS),--find-links $(LINKS))
+
+audit: install
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[audit]"
+	$(BIN)/python docker/audit.py
 
 # Its password stands in airflow/simple_auth_manager_passwords.json.generated; Ctrl-C ends.
 AIRFLOW_FOLDER ?= $(CURDIR)/airflow

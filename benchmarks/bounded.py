@@ -57,6 +57,15 @@ def measured(path: Path, chunk: Vec3, limit_gb: float | None) -> Outcome:
             if wave.level > 0
         },
         partitions={stage.output: stage.n_partitions for stage in up},
+        tops={stage.output: stage.top for stage in up},
+        shares={
+            stage.output: [
+                stage.round_share(wave.level)
+                for wave in stage.plan()
+                if wave.level > stage.top
+            ]
+            for stage in up
+        },
     )
 
 
@@ -84,6 +93,38 @@ def show(console: Console, name: str, cases: Mapping[str, Outcome]) -> None:
         ]
         title = f"{name}, {case}: largest task of the largest waves"
         console.print(table(title, ["wave", "measured [MB]", "by the model [MB]"], rows))
+
+
+def rounds(outcome: Outcome) -> dict[str, list[list[float]]]:
+    """Return by sweep the time of the three steps of each round [s of one core]."""
+    found: dict[str, list[list[float]]] = {}
+    for layer, partitions in outcome.facts["partitions"].items():
+        if not partitions:
+            continue
+        names = [w for w in outcome.facts["model"] if w.split()[0] == layer]
+        last = names[outcome.facts["tops"][layer] :]
+        seconds = [outcome.phases[name].cpu_s for name in last]
+        found[layer] = [seconds[i : i + 3] for i in range(0, len(seconds), 3)]
+    return found
+
+
+def show_rounds(console: Console, name: str, outcome: Outcome) -> None:
+    """Print how the work of rounds falls, beside what the forecast charges."""
+    for layer, steps in rounds(outcome).items():
+        shares = outcome.facts["shares"][layer]
+        rows = [
+            [
+                str(n + 1),
+                *(f"{s / steps[0][0]:.3f}" for s in steps[n]),
+                *(f"{s:.3f}" for s in shares[3 * n : 3 * n + 3]),
+            ]
+            for n in (0, 1, 2, 3, 5, 7, 11, 15, 23)
+            if n < len(steps) - 1
+        ]
+        columns = ["round", "settle", "lead", "tell"]
+        charged = [f"{c}, charged" for c in columns[1:]]
+        title = f"{name}, {layer}: time over that of the first step"
+        console.print(table(title, [*columns, *charged], rows))
 
 
 def main(
@@ -128,6 +169,7 @@ def main(
             }
             show(console, name, cases)
             free, bound = cases.values()
+            show_rounds(console, name, bound)
             if free.facts["sha256"] != bound.facts["sha256"]:
                 raise SystemExit(f"{name}: the limit changed the segmentation")
             results[name] = {

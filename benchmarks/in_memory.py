@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.geometry import Bbox, Vec3
 from pipeline.recipe import Recipe
-from pipeline.specs import Partitioned, Read, Record, Region, Table, VolumeSpec
+from pipeline.specs import (
+    Partitioned,
+    Read,
+    Record,
+    Records,
+    Region,
+    Table,
+    VolumeSpec,
+)
 from pipeline.stages.base import Stage
 
 _RECIPE = Path(__file__).parents[1] / "dags/recipes/block.toml"
@@ -81,7 +89,7 @@ class Layers:
 
     def read(self, read: Read) -> Any:
         """Return what a stage reads, as the store would: arrays of its own."""
-        if isinstance(read, list):
+        if isinstance(read, list | Records):
             return [self.read(r) for r in read]
         if isinstance(read, Region):
             volume = self.volumes[read.layer]

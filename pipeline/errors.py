@@ -5,7 +5,8 @@
     PipelineError
     ├── TransientError               try again: the lease lapses, another worker takes it
     │   ├── StorageUnavailableError  the store did not answer
-    │   └── InUseError               another worker may be at it still
+    │   ├── InUseError               another worker may be at it still
+    │   └── GivenBackError           its worker was told to stop before it was computed
     └── PermanentError               trying again cannot help; a person decides
         ├── GeometryError            a box, grid or voxel size is wrong      (ValueError)
         ├── RecipeError              a recipe that cannot work, all its faults listed
@@ -70,6 +71,12 @@ class InUseError(TransientError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class GivenBackError(TransientError):
+    """The worker was told to stop before it began to compute."""
+
+    code = "given-back"
 
 
 class PermanentError(PipelineError):

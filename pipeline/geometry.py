@@ -209,6 +209,13 @@ class Bbox:
         """Return the box in voxels ``factor`` times as small."""
         return Bbox(self.start * factor, self.stop * factor)
 
+    def positions(self) -> Iterator[Vec3]:
+        """Yield every voxel of the box, x fastest."""
+        for z in range(self.start.z, self.stop.z):
+            for y in range(self.start.y, self.stop.y):
+                for x in range(self.start.x, self.stop.x):
+                    yield Vec3(x, y, z)
+
     def slices(self, origin: Vec3 | None = None) -> tuple[slice, slice, slice]:
         """Return slices into an array whose first voxel lies at ``origin``."""
         at = self if origin is None else self.shifted(Vec3(0, 0, 0) - origin)
@@ -377,14 +384,14 @@ class Grid:
     def __iter__(self) -> Iterator[ChunkKey]:
         return self.keys()
 
-    def touching(self, box: Bbox) -> Iterator[ChunkKey]:
-        """Yield the chunks (level 0) that share a voxel with the box, x fastest."""
+    def around(self, box: Bbox) -> Bbox:
+        """Return the positions of the chunks (level 0) that share a voxel with a box."""
         inside = self.bounds.intersection(box)
         if inside.is_empty:
-            return
-        low = (inside.start - self.bounds.start) // self.chunk
-        high = (inside.stop - self.bounds.start).ceil_div(self.chunk)
-        for z in range(low.z, high.z):
-            for y in range(low.y, high.y):
-                for x in range(low.x, high.x):
-                    yield ChunkKey(0, x, y, z)
+            return Bbox(Vec3(0, 0, 0), Vec3(0, 0, 0))
+        return inside.shifted(Vec3(0, 0, 0) - self.bounds.start).coarser(self.chunk)
+
+    def touching(self, box: Bbox) -> Iterator[ChunkKey]:
+        """Yield the chunks (level 0) that share a voxel with the box, x fastest."""
+        for x, y, z in self.around(box).positions():
+            yield ChunkKey(0, x, y, z)

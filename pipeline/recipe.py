@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -184,14 +184,14 @@ class Recipe:
 
     def upstream(self, stage: Stage) -> list[Stage]:
         """Return the stages whose output a stage reads, in layer order."""
-        return [s for s in self.stages if s.output in set(_sources(stage, self.stages))]
+        return [s for s in self.stages if s.output in set(sources(stage, self.stages))]
 
     def downstream(self, stage: Stage) -> list[Stage]:
         """Return every stage that depends on a stage, near or far, in layer order."""
         found = {stage.output}
         result = []
         for other in self.stages:
-            if other.output not in found and found & set(_sources(other, self.stages)):
+            if other.output not in found and found & set(sources(other, self.stages)):
                 found.add(other.output)
                 result.append(other)
         return result
@@ -259,7 +259,7 @@ class Recipe:
             for layer in self.external
         }
         for stage in self.stages:
-            parents = [[source, result[source]] for source in _sources(stage, self.stages)]
+            parents = [[source, result[source]] for source in sources(stage, self.stages)]
             result[stage.output] = _sha256([stage.digest, parents])
         return result
 
@@ -275,7 +275,7 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _sources(stage: Stage, stages: tuple[Stage, ...] | list[Stage]) -> list[str]:
+def sources(stage: Stage, stages: Sequence[Stage]) -> list[str]:
     """List the layers that a stage depends on; a coarse mip comes from the pyramid."""
     outputs = {s.output for s in stages}
     return [
@@ -351,8 +351,8 @@ def _circle(stuck: list[Stage]) -> str:
     by_output = {s.output: s for s in stuck}
     path = [stuck[0].output]
     while path.count(path[-1]) == 1:
-        sources = _sources(by_output[path[-1]], stuck)
-        path.append(next(source for source in sources if source in by_output))
+        before = sources(by_output[path[-1]], stuck)
+        path.append(next(source for source in before if source in by_output))
     loop = path[path.index(path[-1]) :]
     return " -> ".join(reversed(loop))
 
@@ -366,7 +366,7 @@ def _in_layer_order(stages: list[Stage]) -> list[Stage]:
     outputs = {s.output for s in stages}
     while True:
         ready = next(
-            (s for s in waiting if not (set(_sources(s, stages)) & outputs - done)), None
+            (s for s in waiting if not (set(sources(s, stages)) & outputs - done)), None
         )
         if ready is None:
             return result

@@ -6,7 +6,7 @@ Stages describe their output with a spec, name what they read with a `Region` or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -218,7 +218,36 @@ class Record:
     part: str | None = None
 
 
-Read: TypeAlias = Region | Record | list[Record]
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The tables of a box of keys, x fastest; none of the keys is held.
+
+    Parameters
+    ----------
+    layer : str
+        Records.
+    level : int
+        Of all the keys.
+    positions : Bbox
+        Their positions in the grid of that level.
+    part : str or None
+        Only that part of each.
+    """
+
+    layer: str
+    level: int
+    positions: Bbox
+    part: str | None = None
+
+    def __len__(self) -> int:
+        return self.positions.volume
+
+    def __iter__(self) -> Iterator[Record]:
+        for x, y, z in self.positions.positions():
+            yield Record(self.layer, f"{self.level}_{x}_{y}_{z}", self.part)
+
+
+Read: TypeAlias = Region | Record | Records | list[Record]
 
 Table: TypeAlias = dict[str, NDArray[Any]]
 """Named columns. Columns need not be of one length."""

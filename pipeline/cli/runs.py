@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     from pipeline.runtime.estimate import WaveEstimate
     from pipeline.runtime.executors import Executor
     from pipeline.runtime.forecast import StageAccount
-    from pipeline.runtime.progress import WaveProgress
     from pipeline.runtime.run import Run
-    from pipeline.stages.base import Stage
 
 
 @app.command()
@@ -134,8 +132,10 @@ def ingest(
         },
         source=f"ingest of {source}",
     )
-    run, rows = _run(recipe, root, workers=workers, replace=replace, quiet=quiet or as_json)
-    _report(run, rows, as_json=as_json)
+    run, rows = run_recipe(
+        recipe, root, workers=workers, replace=replace, quiet=quiet or as_json
+    )
+    report(run, rows, as_json=as_json)
 
 
 @app.command()
@@ -189,12 +189,14 @@ def reconstruct(
         intensity_range=number_range(intensity_range),
     )
     recipe = Recipe.parse(block_recipe(name, block), source=f"reconstruction of {source}")
-    run, rows = _run(recipe, root, workers=workers, replace=replace, quiet=quiet or as_json)
+    run, rows = run_recipe(
+        recipe, root, workers=workers, replace=replace, quiet=quiet or as_json
+    )
     scores = None
     if truth is not None:
         scores = score_run(run)
     sheet = _sheet(run, scores)
-    _report(run, rows, as_json=as_json, scores=scores, sheet=sheet)
+    report(run, rows, as_json=as_json, scores=scores, sheet=sheet)
 
 
 @app.command()
@@ -338,7 +340,7 @@ def run(
 
     Example: em run recipe.toml --root out --workers 2
     """
-    started, rows = _run(
+    started, rows = run_recipe(
         load_or_open(recipe, root),
         root,
         queue=queue,
@@ -350,7 +352,7 @@ def run(
         memory_limit=memory_limit,
         quiet=quiet or as_json,
     )
-    _report(started, rows, as_json=as_json, account=accounted(started, cost, calibration))
+    report(started, rows, as_json=as_json, account=accounted(started, cost, calibration))
 
 
 def _but_for_its_number(wave: WaveEstimate) -> WaveEstimate:
@@ -375,7 +377,7 @@ def _plan_row(waves: list[WaveEstimate]) -> list[Any]:
     ]
 
 
-def _run(
+def run_recipe(
     recipe: Recipe,
     root: str,
     *,
@@ -388,6 +390,7 @@ def _run(
     memory_limit: float | None = None,
     quiet: bool = False,
 ) -> tuple[Run, list[StageSummary]]:
+    """Start or go on with a run, and bring it to its end; say what its stages took."""
     from pipeline.runtime.cores import machine_cores
     from pipeline.runtime.drive import run_to_end
     from pipeline.runtime.estimate import require_memory
@@ -440,17 +443,7 @@ def _queued(run: Run, template: str) -> Executor:
         for url in urls.values():
             create_queue(url)
             typer.echo(f"em: tasks go to {url}", err=True)
-    queues = {
-        pool: Queued(url, on_wait=lambda: require_not_cancelled(run))
-        for pool, url in urls.items()
-    }
-
-    def execute(
-        run: Run, stage: Stage, keys: list[ChunkKey], progress: WaveProgress
-    ) -> None:
-        queues[stage.pool](run, stage, keys, progress)
-
-    return execute
+    return Queued(urls, on_wait=lambda: require_not_cancelled(run))
 
 
 def _limit(memory_limit: float | None, workers: int | None) -> int:
@@ -462,7 +455,7 @@ def _limit(memory_limit: float | None, workers: int | None) -> int:
     return machine_memory() // (workers or machine_cores())
 
 
-def _report(
+def report(
     run: Run,
     rows: list[StageSummary],
     *,
@@ -471,6 +464,7 @@ def _report(
     sheet: str | None = None,
     account: Sequence[StageAccount] = (),
 ) -> None:
+    """Print what the stages of a run took, how it scored, and where to look."""
     if as_json:
         print_json(
             {

@@ -101,12 +101,15 @@ class LooseSection:
     lost : bool array, (x, y)
         Pixels of the tissue that the canvas does not show: in a fold, below resin, or
         beyond its border.
+    tissue : float32 array, (x, y, 2)
+        The other way: which place of the tissue a pixel of the canvas shows [pixel].
     """
 
     image: NDArray[np.uint8]
     masks: dict[str, Mask]
     field: Points
     lost: Mask
+    tissue: Points
 
 
 def loosen(tissue: NDArray[np.uint8], section: int, settings: Loosening) -> LooseSection:
@@ -138,7 +141,8 @@ def loosen(tissue: NDArray[np.uint8], section: int, settings: Loosening) -> Loos
         masks["resin"] = _end_of_tissue(rng, shape)
         masks["fold"] &= ~masks["resin"]
         masks["crack"] &= ~masks["resin"]
-    image = _exposed(rng, _look_up(tissue, moved(closed)), masks, settings)
+    shown = moved(closed)
+    image = _exposed(rng, _look_up(tissue, shown), masks, settings)
 
     tight = moved.inverse(canvas)
     found, hidden = tight, np.zeros(shape, bool)
@@ -147,7 +151,8 @@ def loosen(tissue: NDArray[np.uint8], section: int, settings: Loosening) -> Loos
         found = tear.opened(found)
     outside = (found < 0).any(-1) | (found > np.array(shape) - 1).any(-1)
     buried = _look_up(masks["resin"].view(np.uint8), found) > 0
-    return LooseSection(image, masks, found - canvas, hidden | outside | buried)
+    lost = hidden | outside | buried
+    return LooseSection(image, masks, found - canvas, lost, shown)
 
 
 # -- smooth ---------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from pipeline.runtime.run import Done, Run
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Stage
 
-VOXELS, NODES = "voxels", "nodes"
-"""What the work of a task goes with: voxels, or the state of a node of the octree."""
+VOXELS, NODES, ROUNDS = "voxels", "nodes", "rounds"
+"""What the work of a task goes with: voxels, the state of a node of the octree, or what is
+left of it in a round of merging in partitions."""
 _ENOUGH = 4
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -36,7 +37,7 @@ class Rate(BaseModel):
     Parameters
     ----------
     output, stage, kind : str
-        Layer, stage, and `VOXELS` or `NODES`.
+        Layer, stage, and `VOXELS`, `NODES` or `ROUNDS`.
     tasks : int
         How many were measured; 0 of an assumption.
     units_per_task : float
@@ -276,7 +277,9 @@ def units_of(stage: Stage, specs: Specs, key: ChunkKey) -> tuple[str, float]:
     voxels = stage.voxels(stage.task(key))
     if voxels:
         return VOXELS, float(voxels)
-    return NODES, float(max(1, stage.memory(specs, key.level)))
+    memory = float(max(1, stage.memory(specs, key.level)))
+    share = stage.round_share(key.level)
+    return (NODES, memory) if share is None else (ROUNDS, memory * share)
 
 
 def measurements(run: Run) -> Iterator[Measured]:

@@ -1,15 +1,15 @@
-"""Runs a recipe to its end, wave by wave, and says how it went."""
+"""Runs a recipe to its end, each task as soon as what it reads is there, and says how."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.runtime import waves
 from pipeline.runtime.executors import Executor
-from pipeline.runtime.progress import WaveProgress
+from pipeline.runtime.frontier import Frontier
+from pipeline.runtime.progress import RunProgress
 from pipeline.runtime.run import Run
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Stage, Wave
@@ -30,7 +30,7 @@ class StageSummary:
     seconds : float
         Time in tasks, over all workers [s].
     wall_s : float
-        Time that the stage took in this invocation [s].
+        From its first start to its last end in this invocation [s]; stages overlap.
     peak_memory : int
         Largest of any task [byte].
     """
@@ -85,25 +85,38 @@ def run_to_end(
     Raises
     ------
     TaskError
-        If tasks were given up; the waves after theirs were not begun.
+        If tasks were given up; those that read from them were not begun, all others were
+        done.
     CancelledError
         If the run was cancelled meanwhile.
     """
     waves.resume(run)
-    started = {s.output: 0.0 for s in run.recipe.stages}
     wanted = [s for s in run.recipe.stages if only in (None, s.output, s.name)]
-    chosen = None if tasks is None else set(tasks)
-    for stage in wanted:
-        begun = time.monotonic()
-        box = None if within is None else _in_voxels_of(run, stage, within)
-        if within is None and chosen is None:
+    again = None if tasks is None else set(tasks)
+    chosen: Callable[[Wave], Iterator[ChunkKey]] | None = None
+    if within is None and again is None:
+        for stage in wanted:
             run.forget_lost(stage)
-        else:
-            _forget(run, stage, box, chosen)
-        for wave in stage.plan():
-            _wave(run, stage, wave, executor, box, chosen, quiet=quiet)
-        started[stage.output] = time.monotonic() - begun
-    return [summary(run, stage, started[stage.output]) for stage in wanted]
+    else:
+        boxes = {
+            s.output: None if within is None else _in_voxels_of(run, s, within)
+            for s in wanted
+        }
+
+        def chosen(wave: Wave) -> Iterator[ChunkKey]:
+            for key in wave.keys(boxes[wave.stage.output]):
+                if again is None or key in again:
+                    yield key
+
+        for stage in wanted:
+            for wave in stage.plan():
+                for key in chosen(wave):
+                    run.forget(stage, key)
+    with RunProgress(quiet=quiet) as progress:
+        frontier = Frontier(run, wanted, chosen=chosen, progress=progress)
+        executor(run, frontier)
+    frontier.raise_failed()
+    return [summary(run, stage, frontier.wall_s(stage)) for stage in wanted]
 
 
 def summary(run: Run, stage: Stage, wall_s: float = 0.0) -> StageSummary:
@@ -139,32 +152,3 @@ def _in_voxels_of(run: Run, stage: Stage, box: Bbox) -> Bbox:
                 return box.coarser(Vec3.of([max(1, round(a / b)) for a, b in ratio]))
         sources += run.recipe.upstream(source)
     return box
-
-
-def _forget(
-    run: Run, stage: Stage, within: Bbox | None, chosen: set[ChunkKey] | None
-) -> None:
-    for wave in stage.plan():
-        for key in wave.keys(within):
-            if chosen is None or key in chosen:
-                run.forget(stage, key)
-
-
-def _wave(
-    run: Run,
-    stage: Stage,
-    wave: Wave,
-    executor: Executor,
-    within: Bbox | None,
-    chosen: set[ChunkKey] | None,
-    *,
-    quiet: bool,
-) -> None:
-    waves.require_not_cancelled(run)
-    keys = [
-        key for key in waves.lacking(run, wave, within) if chosen is None or key in chosen
-    ]
-    if keys:
-        with WaveProgress(waves.title(wave), len(keys), quiet=quiet) as progress:
-            executor(run, stage, keys, progress)
-    waves.raise_failed(run, wave)

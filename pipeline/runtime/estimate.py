@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 
 from pipeline.errors import MemoryLimitError
 from pipeline.geometry import ChunkKey
+from pipeline.runtime.memory import PROCESS_BYTES
 from pipeline.runtime.run import Run
 from pipeline.specs import Read, Region, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Wave
-
-PROCESS_BYTES = 300 * 2**20
-"""Python with the libraries of a stage, before any data."""
 
 
 @dataclass(frozen=True)

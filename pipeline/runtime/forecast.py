@@ -20,6 +20,7 @@ from pipeline.errors import RecipeError
 from pipeline.geometry import ChunkKey
 from pipeline.runtime.calibrate import (
     NODES,
+    ROUNDS,
     VOXELS,
     Calibration,
     Rate,
@@ -29,7 +30,7 @@ from pipeline.runtime.calibrate import (
 )
 from pipeline.runtime.estimate import peak_memory, wave_memory
 from pipeline.runtime.run import Run
-from pipeline.specs import Read, Region, VolumeSpec
+from pipeline.specs import Read, Records, Region, VolumeSpec
 from pipeline.stages.base import Specs, Stage, Wave
 
 TYPICAL = Path(__file__).with_name("typical_rates.json")
@@ -537,7 +538,7 @@ def _growth(kind: str, units: float, rate: Rate) -> float:
 
     A measured task may be cut by its box; the objects of volumes go with the voxels.
     """
-    if kind == NODES or rate.tasks == 0 or rate.stored_per_unit == 0:
+    if kind != VOXELS or rate.tasks == 0 or rate.stored_per_unit == 0:
         return 1.0
     measured = rate.units_per_task
     return units / measured if measured else 1.0
@@ -551,7 +552,7 @@ def _rate(
     if rate is None:
         found = typical().rate(stage, kind) or _UNKNOWN[kind]
         return found, (1 / _ASSUMED, _ASSUMED), "typical"
-    if kind == NODES and units > 4 * rate.units_per_task:
+    if kind != VOXELS and units > 4 * rate.units_per_task:
         return rate, (1 / _MODELLED, _MODELLED), "modelled"
     error = max(_FLOOR, _DEVIATIONS * rate.spread / math.sqrt(max(rate.tasks, 1)))
     if rate.tasks < 3:
@@ -560,8 +561,9 @@ def _rate(
 
 
 def _read_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
-    if isinstance(read, list):
-        return sum(_read_bytes(specs, calibration, r) for r in read)
+    if isinstance(read, list | Records):
+        # Of records it is not known here how large they are.
+        return 0.0
     spec = specs.get(read.layer)
     if isinstance(read, Region) and isinstance(spec, VolumeSpec):
         ratio = compression(calibration, specs, read.layer)
@@ -570,8 +572,8 @@ def _read_bytes(specs: Specs, calibration: Calibration, read: Read) -> float:
 
 
 def _objects(specs: Specs, read: Read) -> int:
-    if isinstance(read, list):
-        return sum(_objects(specs, r) for r in read)
+    if isinstance(read, list | Records):
+        return len(read)
     spec = specs.get(read.layer)
     if isinstance(read, Region) and isinstance(spec, VolumeSpec):
         return read.box.shape.ceil_div(spec.storage_chunk).product
@@ -589,6 +591,19 @@ _UNKNOWN = {
         least_seconds=0.05,
         spread=0,
         stored_per_unit=1,
+        objects_per_task=1,
+    ),
+    # That of the basin graph on the example block.
+    ROUNDS: Rate(
+        output="",
+        stage="",
+        kind=ROUNDS,
+        tasks=0,
+        units_per_task=0,
+        seconds_per_unit=2.4e-9,
+        least_seconds=0.0005,
+        spread=0,
+        stored_per_unit=0.15,
         objects_per_task=1,
     ),
     NODES: Rate(

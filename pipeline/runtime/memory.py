@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 
+PROCESS_BYTES = 300 * 2**20
+"""Python with the libraries of a stage, before any data."""
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _CGROUP = Path("/sys/fs/cgroup")

@@ -1,4 +1,4 @@
-"""Progress of a wave: done of total, rate, failures, remaining time."""
+"""Progress of waves: done of total, rate, failures, remaining time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -50,8 +51,95 @@ class Tally:
         return (self.total - ended) * (time.monotonic() - self.started) / ended
 
 
+class RunProgress:
+    """Bars on a terminal, a line every few seconds elsewhere, for waves that run at once.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        line: Callable[[str], None] | None = None,
+        every_s: float = 5.0,
+    ) -> None:
+        self._tallies: dict[str, Tally] = {}
+        self._quiet = quiet
+        self._write = line or _to_stderr
+        self._every_s = every_s
+        self._last = time.monotonic()
+        self._rows: dict[str, TaskID] = {}
+        self._bars: Progress | None = None
+        if not quiet and line is None and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._bars = Progress(
+                TextColumn("{task.description:<32}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.2f} Mvox/s"),
+                TextColumn("{task.fields[failed]} failed"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for title in list(self._tallies):
+            self.ends(title)
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begins(self, title: str, total: int) -> None:
+        """Show a wave from now on.
+
+        Parameters
+        ----------
+        title : str
+            What is being done.
+        total : int
+            Tasks of the wave, those already done left out.
+        """
+        self._tallies[title] = Tally(total)
+        if self._bars is not None:
+            self._rows[title] = self._bars.add_task(title, total=total, rate=0.0, failed=0)
+
+    def add(self, title: str, outcome: str, voxels: int) -> None:
+        """Count a task and show it; one of a wave that is not shown does not count."""
+        tally = self._tallies.get(title)
+        if tally is None:
+            return
+        tally.add(outcome, voxels)
+        if self._bars is not None:
+            self._bars.update(
+                self._rows[title], advance=1, rate=tally.rate, failed=tally.failed
+            )
+        elif not self._quiet and time.monotonic() - self._last > self._every_s:
+            self._last = time.monotonic()
+            self._write(_line(title, tally))
+
+    def ends(self, title: str) -> None:
+        """Show how a wave went, and no more of it."""
+        tally = self._tallies.pop(title, None)
+        if tally is not None and self._bars is None and not self._quiet:
+            self._write(_line(title, tally))
+
+
 class WaveProgress:
-    """A bar on a terminal, a line every few seconds elsewhere.
+    """Progress of one wave: a bar on a terminal, a line every few seconds elsewhere.
 
     Parameters
     ----------
@@ -73,29 +161,11 @@ class WaveProgress:
         every_s: float = 5.0,
     ) -> None:
         self.title = title
-        self.tally = Tally(total)
-        self._quiet = quiet
-        self._write = line or _to_stderr
-        self._every_s = every_s
-        self._last = time.monotonic()
-        self._bar: Progress | None = None
-        if not quiet and line is None and sys.stderr.isatty():
-            from rich.console import Console
-
-            self._bar = Progress(
-                TextColumn("{task.description:<32}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.2f} Mvox/s"),
-                TextColumn("{task.fields[failed]} failed"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._row = self._bar.add_task(title, total=total, rate=0.0, failed=0)
+        self._shown = RunProgress(quiet=quiet, line=line, every_s=every_s)
+        self._shown.begins(title, total)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._shown.__enter__()
         return self
 
     def __exit__(
@@ -104,30 +174,21 @@ class WaveProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif not self._quiet:
-            self._write(self.line())
+        self._shown.__exit__(kind, error, trace)
 
     def add(self, outcome: str, voxels: int) -> None:
         """Count a task and show it."""
-        self.tally.add(outcome, voxels)
-        if self._bar is not None:
-            self._bar.update(
-                self._row, advance=1, rate=self.tally.rate, failed=self.tally.failed
-            )
-        elif not self._quiet and time.monotonic() - self._last > self._every_s:
-            self._last = time.monotonic()
-            self._write(self.line())
+        self._shown.add(self.title, outcome, voxels)
 
-    def line(self) -> str:
-        """Return the state in a line."""
-        t = self.tally
-        left = t.remaining_s
-        return (
-            f"{self.title}: {t.done + t.failed}/{t.total} tasks, {t.rate:.2f} Mvox/s, "
-            f"{t.failed} failed" + (f", {left:.0f} s left" if left else "")
-        )
+
+def _line(title: str, tally: Tally) -> str:
+    """Return the state of a wave in a line."""
+    left = tally.remaining_s
+    return (
+        f"{title}: {tally.done + tally.failed}/{tally.total} tasks, "
+        f"{tally.rate:.2f} Mvox/s, {tally.failed} failed"
+        + (f", {left:.0f} s left" if left else "")
+    )
 
 
 def _to_stderr(text: str) -> None:

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ import numpy as np
 from pipeline.errors import (
     BackendError,
     DataError,
+    GivenBackError,
     InUseError,
     MemoryLimitError,
     MissingInputError,
@@ -47,8 +49,14 @@ from pipeline.layers.store import Store
 from pipeline.layers.volumes import check_spec
 from pipeline.recipe import Recipe
 from pipeline.runtime.cores import threads
+from pipeline.runtime.dependencies import Dependencies
 from pipeline.runtime.logs import redacted
-from pipeline.runtime.memory import peak_memory, reset_peak_memory
+from pipeline.runtime.memory import (
+    PROCESS_BYTES,
+    memory_limit,
+    peak_memory,
+    reset_peak_memory,
+)
 from pipeline.runtime.starts import Starts, beating, gib
 from pipeline.runtime.steps import STEPS
 from pipeline.specs import LayerSpec, Partitioned, Read, Record, Region, Value, VolumeSpec
@@ -59,6 +67,13 @@ ATTEMPTS = 5
 
 _MEMORY_ATTEMPTS = 2
 """Starts that run out of memory with nothing beside them before a task is parked."""
+
+_AHEAD_SHARE = 0.8
+"""Of the memory of a worker, for a task and what the next one reads."""
+
+_SHOWN_RECORDS = 8
+_ASKED_AT_MOST = 64
+"""Records that are asked for one by one; more are listed."""
 
 Outcome = Literal["done", "blank", "skipped"]
 
@@ -217,14 +232,33 @@ class Run:
 
     # -- one task --------------------------------------------------------------------
 
-    def execute(self, stage: Stage, key: ChunkKey, *, again: bool = False) -> Outcome:
+    def execute(
+        self,
+        stage: Stage,
+        key: ChunkKey,
+        *,
+        again: bool = False,
+        begins: Callable[[], bool] | None = None,
+    ) -> Outcome:
         """Do a task, unless it is done.
 
-        In a process that streams, others may be at the steps that this one is not at,
-        unless the stage does not stream.
+        In a process that does several at once, others may be at the steps that this one
+        is not at. Where the stage does not stream, only the next task is read beside it,
+        if what it reads fits into memory too.
+
+        Parameters
+        ----------
+        stage, key
+            The task.
+        again : bool
+            Do it even if it is done.
+        begins : callable or None
+            Asked when all is read; false breaks the task off.
 
         Raises
         ------
+        GivenBackError
+            If it was broken off.
         TransientError
             Trying again may help; nothing was recorded.
         PermanentError
@@ -234,18 +268,24 @@ class Run:
         if record is not None and not again:
             return "skipped"
         task = replace(stage.task(key), threads=threads())
-        reads = stage.reads(task)
+        reads = {n: r for n, r in stage.reads(task).items() if n not in stage.late}
         for read in reads.values():
             if isinstance(read, Region):
                 self._require_written(stage, read)
-        if not stage.streams:
+        if not stage.streams and not self._reads_ahead(stage, key, reads):
             STEPS.alone()
         reset_peak_memory()
         started, clock = time.time(), Phases()
         inputs = {name: self.store.read(read) for name, read in reads.items()}
+        for name, region in stage.narrowed(task, **inputs).items():
+            self._require_written(stage, region)
+            inputs[name] = self.store.read(region)
         bytes_read = sum(_size(value) for value in inputs.values())
         clock.ends("read")
-        clock.waited(STEPS.compute())
+        STEPS.claim(stage.memory(self.specs, key.level))
+        clock.waited(STEPS.compute(to_the_end=not stage.streams))
+        if begins is not None and not begins():
+            raise GivenBackError(f"{stage.name}: {key} was read and not begun")
         value = stage.process(task, **inputs)
         del inputs
         clock.ends("compute")
@@ -282,6 +322,18 @@ class Run:
         self.store.delete_document(self._path(stage, "failed", key))
         return "blank" if blank else "done"
 
+    def _reads_ahead(self, stage: Stage, key: ChunkKey, reads: Mapping[str, Read]) -> bool:
+        """Whether what a task reads fits into memory beside the task under way."""
+        count = 0
+        for read in reads.values():
+            spec = None if not isinstance(read, Region) else self.specs.get(read.layer)
+            if not isinstance(read, Region) or not isinstance(spec, VolumeSpec):
+                # How large records are is not known; it is no more than all that they take.
+                count = stage.memory(self.specs, key.level)
+                break
+            count += read.box.volume * spec.itemsize
+        return STEPS.claim(count, int(_AHEAD_SHARE * memory_limit()) - PROCESS_BYTES)
+
     def _require_written(self, stage: Stage, region: Region) -> None:
         """Check that each task that writes into a region is done.
 
@@ -308,6 +360,10 @@ class Run:
             self._known_done.add((writer.output, key))
 
     @cached_property
+    def _dependencies(self) -> Dependencies:
+        return Dependencies(self.recipe.stages)
+
+    @cached_property
     def _writers(self) -> dict[tuple[str, int], Stage]:
         """The stage that writes each mip of each volume of this run."""
         result: dict[tuple[str, int], Stage] = {}
@@ -319,7 +375,13 @@ class Run:
         return result
 
     def attempt(
-        self, stage: Stage, key: ChunkKey, *, counted: bool = True, beat_s: float = 0.0
+        self,
+        stage: Stage,
+        key: ChunkKey,
+        *,
+        counted: bool = True,
+        beat_s: float = 0.0,
+        begins: Callable[[], bool] | None = None,
     ) -> str:
         """Do a task and say how it went; give up where trying again cannot help.
 
@@ -334,6 +396,8 @@ class Run:
             Whether to write down starts, as one does where a task comes from a queue.
         beat_s : float
             How often to show that this worker lives [s]; 0 for never.
+        begins : callable or None
+            See `execute`.
 
         Returns
         -------
@@ -370,7 +434,9 @@ class Run:
                 STEPS.alone()
         try:
             with beating(self.store, path, beat_s if counted else 0.0):
-                outcome: str = self.execute(stage, key)
+                outcome: str = self.execute(stage, key, begins=begins)
+        except GivenBackError:
+            raise
         except TransientError as error:
             if not counted or starts < ATTEMPTS:
                 raise
@@ -411,23 +477,21 @@ class Run:
             )
 
     def _awaits(self, stage: Stage, key: ChunkKey) -> bool:
-        """Whether tasks that come before one are not done: its message came too early."""
-        for other in self.recipe.upstream(stage):
-            done = self.done_keys(other)
-            if any(k not in done for wave in other.plan() for k in wave):
-                return True
-        done = self.done_keys(stage)
-        for wave in stage.plan():
-            if wave.level == key.level:
-                break
-            if any(k not in done for k in wave):
+        """Whether tasks that one reads from are not done: its message came too early."""
+        known = self._dependencies
+        for writer, box in known.needs(known.wave(stage.output, key.level), key):
+            wave = known.waves[writer]
+            needed = (ChunkKey(wave.level, *place) for place in box.positions())
+            if box.volume > _ASKED_AT_MOST:
+                done = self.done_keys(wave.stage)
+                if any(k not in done for k in needed):
+                    return True
+            elif any(self.done_record(wave.stage, k) is None for k in needed):
                 return True
         return False
 
     def _died(self, stage: Stage, key: ChunkKey, before: Starts) -> PermanentError:
         """Say of what the workers of a task died, as far as it is known."""
-        from pipeline.runtime.estimate import PROCESS_BYTES
-
         said = gib(PROCESS_BYTES + stage.memory(self.specs, key.level))
         if before.out_of_memory or before.lacked_memory:
             return MemoryLimitError(
@@ -511,6 +575,12 @@ class Run:
     def begun_keys(self, stage: Stage) -> set[ChunkKey]:
         """Return the tasks that were taken from a queue and have not ended."""
         return self._listed(stage, "attempts")
+
+    def state_of(self, stage: Stage, key: ChunkKey) -> str:
+        """Return ``done``, ``failed``, or ``missing`` where a task has neither record."""
+        if self.done_record(stage, key) is not None:
+            return "done"
+        return "failed" if self.is_parked(stage, key) else "missing"
 
     def is_parked(self, stage: Stage, key: ChunkKey) -> bool:
         """Whether a task was given up."""
@@ -712,7 +782,9 @@ def _said(read: Read) -> str:
         return f"{read.layer} {read.box} mip {read.mip}"
     if isinstance(read, Record):
         return f"{read.layer}/{read.key}"
-    return ", ".join(f"{r.layer}/{r.key}" for r in read)
+    shown = ", ".join(f"{r.layer}/{r.key}" for r in islice(read, _SHOWN_RECORDS))
+    more = len(read) - _SHOWN_RECORDS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _size(value: Any) -> int:

@@ -31,9 +31,10 @@ def simulate_stack(
     """Write sections as they might have been found, with what is true of them.
 
     The file holds, all in the order z, y, x: `image`; the masks `fold`, `crack` and
-    `resin` over the canvas (0 or 1); `lost`, the pixels of the tissue that the canvas does
-    not show; `aligned`, the tissue itself; and, if wanted, `field` with (dx, dy) last
-    [pixel]: a pixel of the tissue lies on the canvas at its own place plus these.
+    `resin` over the canvas, and `defects`, any of them (0 or 1); `lost`, the pixels of the
+    tissue that the canvas does not show; `aligned`, the tissue itself; and, if wanted,
+    `field` with (dx, dy) last [pixel]: a pixel of the tissue lies on the canvas at its own
+    place plus these.
     Attributes say how it was made.
 
     Parameters
@@ -84,7 +85,7 @@ def simulate_stack(
     try:
         with h5py.File(partial, "w") as file:
             _describe(file, source, settings, box, missing, voxel_size_nm)
-            names = ("aligned", "image", *MASKS, "lost")
+            names = ("aligned", "image", *MASKS, "defects", "lost")
             for name in names:
                 file.create_dataset(name, (n, shape.y, shape.x), "uint8", compression="lzf")
             if with_fields:
@@ -140,5 +141,7 @@ def _write(
         return
     file["image"][z] = found.image.T
     file["lost"][z] = found.lost.T
+    any_of_them = np.logical_or.reduce([m for m in found.masks.values()])
+    file["defects"][z] = any_of_them.T
     for name, mask in found.masks.items():
         file[name][z] = mask.T

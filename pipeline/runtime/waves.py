@@ -76,7 +76,7 @@ def lacking(run: Run, wave: Wave, within: Bbox | None = None) -> Iterator[ChunkK
     within : Bbox or None
         Only tasks that touch this box, in voxels of the stage at mip 0.
     """
-    ended = {*_names(run, wave, "done"), *_names(run, wave, "failed")}
+    ended = {*names(run, wave, "done"), *names(run, wave, "failed")}
     return (key for key in wave.keys(within) if str(key) not in ended)
 
 
@@ -91,9 +91,9 @@ def enqueue(run: Run, wave: Wave, url: str) -> int:
 
 def count(run: Run, wave: Wave) -> WaveCount:
     """Count the records of a wave by listing their names once; none is read."""
-    failed = set(_names(run, wave, "failed"))
+    failed = set(names(run, wave, "failed"))
     done = 0
-    for name in _names(run, wave, "done"):
+    for name in names(run, wave, "done"):
         done += 1
         failed.discard(name)
     return WaveCount(len(wave), done, len(failed))
@@ -121,7 +121,7 @@ def needs(run: Run, pool: str) -> bool:
 
 def failures(run: Run, wave: Wave) -> list[dict[str, Any]]:
     """Return the failed records of a wave, in the order of their keys."""
-    paths = (f"{_folder(wave, 'failed')}{n}.json" for n in _names(run, wave, "failed"))
+    paths = (f"{_folder(wave, 'failed')}{n}.json" for n in names(run, wave, "failed"))
     return [d for path in sorted(paths) if isinstance(d := run.store.get_json(path), dict)]
 
 
@@ -145,7 +145,7 @@ def raise_failed(run: Run, wave: Wave) -> None:
 
 def try_again(run: Run, wave: Wave) -> int:
     """Forget that tasks of a wave were given up; return how many."""
-    keys = [ChunkKey.parse(name) for name in _names(run, wave, "failed")]
+    keys = [ChunkKey.parse(name) for name in names(run, wave, "failed")]
     for key in keys:
         if run.done_record(wave.stage, key) is None:
             run.forget(wave.stage, key)
@@ -181,7 +181,7 @@ def prove(run: Run, wave: Wave) -> list[Fault]:
 
 def forget_lost(run: Run, wave: Wave) -> list[ChunkKey]:
     """Forget tasks of a wave whose record or objects are no longer there; return them."""
-    recorded = set(_names(run, wave, "done"))
+    recorded = set(names(run, wave, "done"))
     if not recorded:
         return []
     lost = {fault.key for fault in prove(run, wave) if fault.kind in ("lost", "missing")}
@@ -316,8 +316,8 @@ def _folder(wave: Wave, what: str) -> str:
     return f"{wave.stage.output}/{what}/"
 
 
-def _names(run: Run, wave: Wave, what: str) -> Iterator[str]:
-    """Yield the keys, as text, that have a record of a kind."""
+def names(run: Run, wave: Wave, what: str) -> Iterator[str]:
+    """Yield the keys of a wave, as text, that have a record of a kind."""
     folder = _folder(wave, what)
     for path in run.store.list(f"{folder}{wave.level}_"):
         name = path.removeprefix(folder).removesuffix(".json")

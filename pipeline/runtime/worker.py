@@ -27,6 +27,7 @@ from packaging.version import InvalidVersion, Version
 
 from pipeline.errors import (
     BackendError,
+    GivenBackError,
     InUseError,
     MissingInputError,
     PermanentError,
@@ -61,6 +62,10 @@ FAILURES_IN_ROW = 20
 """Starts that fail one after the other before a worker stops."""
 
 _IDLE_S = 1.0
+_SHORT_S = 60.0
+"""Tasks of a layer that take longer have none waiting beside them: another worker may be
+free before."""
+_TURN_S = 0.05
 _LOOKS_S = 0.5
 _LIVES_S = 5.0
 _STUCK_S = 120.0
@@ -244,6 +249,8 @@ class _Hand:
     key: ChunkKey
     began: float = field(default_factory=time.monotonic)
     memory_noted: float = 0.0
+    computes: bool = False
+    is_given_back: bool = False
 
 
 class _Worker:
@@ -265,6 +272,7 @@ class _Worker:
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._counting = threading.Lock()
+        self._turning = threading.Lock()
         self._hands: dict[str, _Hand] = {}
         self._longest: dict[str, float] = {}
         self._failing = 0
@@ -294,6 +302,9 @@ class _Worker:
                         max_tasks is not None and begun >= max_tasks
                     ):
                         return
+                    if not self._has_room():
+                        self._stop.wait(_TURN_S)
+                        continue
                     try:
                         message = self._queue.lease(self._lease_s)
                         if message is None:
@@ -341,6 +352,8 @@ class _Worker:
         try:
             with self._renewing(message):
                 outcome = self._attempt(message)
+        except GivenBackError:
+            return None
         except TransientError as error:
             self._say(logging.WARNING, "again", message, began, error)
             METRICS.failures.labels(message.output, error.code).inc()
@@ -374,13 +387,27 @@ class _Worker:
 
     def _attempt(self, message: Message) -> str:
         run, stage, key = _task_of(*message.args)
-        self._hands[message.id] = _Hand(message, run, stage, key)
+        hand = self._hands[message.id] = _Hand(message, run, stage, key)
         METRICS.in_hand.set(len(self._hands))
+
+        def begins() -> bool:
+            with self._turning:
+                hand.computes = not hand.is_given_back
+            return hand.computes
+
         try:
-            return run.attempt(stage, key, beat_s=self._lease_s / 3)
+            return run.attempt(stage, key, beat_s=self._lease_s / 3, begins=begins)
         finally:
             del self._hands[message.id]
             METRICS.in_hand.set(len(self._hands))
+
+    def _has_room(self) -> bool:
+        """Whether a task may wait beside those in hand, which will end before long."""
+        return all(
+            hand.stage.streams
+            or self._longest.get(hand.stage.output, _SHORT_S + 1) <= _SHORT_S
+            for hand in list(self._hands.values())
+        )
 
     def _acknowledge(self, message: Message | Refused) -> None:
         try:
@@ -412,6 +439,9 @@ class _Worker:
 
         def renew() -> None:
             while not ended.wait(self._lease_s / 3) and not self._leaving:
+                hand = self._hands.get(message.id)
+                if hand is not None and hand.is_given_back:
+                    return
                 try:
                     self._queue.renew(message, self._lease_s)
                 except Exception as error:
@@ -545,25 +575,46 @@ class _Worker:
         """Give back the tasks in hand if they cannot end in time, and leave."""
         if not self._told_at or not self._hands:
             return
+        self._give_back_what_waits()
         now = time.monotonic()
         if self._told < 2:
             if self._grace_s is None:
                 return
             left = self._told_at + self._grace_s - now
             expected = max(
-                self._longest.get(h.stage.output, 0.0) - (now - h.began)
-                for h in list(self._hands.values())
+                (
+                    self._longest.get(h.stage.output, 0.0) - (now - h.began)
+                    for h in list(self._hands.values())
+                    if not h.is_given_back
+                ),
+                default=0.0,
             )
             if left > max(expected, _LOOKS_S):
                 return
         self._leaving = True
         for hand in list(self._hands.values()):
-            # Counted back first: whoever has the message next counts anew.
-            with suppress(PipelineError):
-                hand.run.give_back(hand.stage, hand.key)
-            self._give_back(hand.message, 0)
-            self._say(logging.WARNING, "given back", hand.message, hand.began)
+            if not hand.is_given_back:
+                self._return(hand)
         _leave(0)
+
+    def _give_back_what_waits(self) -> None:
+        """Give back what was only read so far, beside a task that computes."""
+        hands = list(self._hands.values())
+        if not any(hand.computes for hand in hands):
+            return
+        for hand in hands:
+            with self._turning:
+                waits = not hand.computes and not hand.is_given_back
+                hand.is_given_back |= waits
+            if waits:
+                self._return(hand)
+
+    def _return(self, hand: _Hand) -> None:
+        # Counted back first: whoever has the message next counts anew.
+        with suppress(PipelineError):
+            hand.run.give_back(hand.stage, hand.key)
+        self._give_back(hand.message, 0)
+        self._say(logging.WARNING, "given back", hand.message, hand.began)
 
 
 def _leave(status: int) -> NoReturn:

@@ -10,15 +10,19 @@ from pipeline.stages.components import (
     Components,
     ComponentTable,
 )
+from pipeline.stages.defects import Defects
 from pipeline.stages.downsample import Downsample
+from pipeline.stages.flows import Fields, Flows, Relaxation
 from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
 from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
+from pipeline.stages.misalignment import Misalignments, SegmentationMasks
 from pipeline.stages.overlaps import Overlaps
 from pipeline.stages.partners import ContactPartners, NetPartners
 from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.relabel import Relabel
+from pipeline.stages.sections import SectionMatches, SectionPoses
 from pipeline.stages.semantic import Semantic
 from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
 from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
@@ -29,9 +33,19 @@ from pipeline.stages.synapses import (
     Synapses,
     SynapseSegments,
 )
+from pipeline.stages.warp import Warp
 
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
+    "defects": Defects,
+    "section_matches": SectionMatches,
+    "section_poses": SectionPoses,
+    "flows": Flows,
+    "relaxation": Relaxation,
+    "fields": Fields,
+    "warp": Warp,
+    "misalignments": Misalignments,
+    "segmentation_masks": SegmentationMasks,
     "affinities": Affinities,
     "masks": Masks,
     "semantic": Semantic,

@@ -20,6 +20,7 @@ from pipeline.specs import (
     LayerSpec,
     Read,
     Record,
+    Records,
     RecordsSpec,
     Region,
     Table,
@@ -128,6 +129,9 @@ class Stage(BaseModel, ABC):
     streams: ClassVar[bool] = False
     """Whether the next task is read and the last one written while one computes; `memory`
     counts both."""
+    late: ClassVar[frozenset[str]] = frozenset()
+    """Inputs of which the other inputs say how much is needed. `reads` names the most
+    that it may be, and `narrowed` what it is."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something is, and not what."""
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -185,6 +189,14 @@ class Stage(BaseModel, ABC):
     def reads(self, task: Task) -> dict[str, Read]:
         """Return what a task reads, by argument of ``process``."""
 
+    def narrowed(self, task: Task, **inputs: Any) -> dict[str, Region]:
+        """Return what is read of the `late` inputs, when the others have been read.
+
+        Each box lies within what `reads` names. An input that is left out is not read,
+        and `process` is called without it.
+        """
+        return {}
+
     @abstractmethod
     def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute the output of a task from its inputs, which are read-only.
@@ -225,6 +237,13 @@ class Stage(BaseModel, ABC):
         if isinstance(output, VolumeSpec):
             total += 2 * output.itemsize * task.box.volume
         return int(total)
+
+    def round_share(self, level: int) -> float | None:
+        """Return the work of a task in a round, that of the first one being 1.
+
+        None where the wave is none of a round.
+        """
+        return None
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -267,6 +286,13 @@ class Stage(BaseModel, ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def children_of(key: ChunkKey, grid: Grid) -> tuple[int, Bbox]:
+    """Return the level and the positions of the children of a node."""
+    corner = key.position * 2
+    level = key.level - 1
+    return level, Bbox(corner, (corner + 2).minimum(grid.counts(level)))
+
+
 class ChunkStage(Stage):
     """A stage whose tasks are chunks, one wave of them."""
 
@@ -303,8 +329,7 @@ class OctreeStage(Stage):
         """Read voxels at level 0, children above."""
         if task.key.level == 0:
             return self.leaf_reads(task)
-        children = task.key.children(self.grid)
-        return {"children": [Record(self.output, str(k)) for k in children]}
+        return {"children": Records(self.output, *children_of(task.key, self.grid))}
 
     def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute a leaf, or merge the children."""

@@ -17,6 +17,7 @@ from pipeline.specs import (
     Partitioned,
     Read,
     Record,
+    Records,
     RecordsSpec,
     Region,
     Sharding,
@@ -154,8 +155,8 @@ class ShardStage(Stage):
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the shard's part of every chunk."""
-        part = str(task.key.x)
-        return {"fragments": [Record(self.fragments, str(k), part) for k in self.grid]}
+        chunks = Bbox.of_shape(self.grid.counts())
+        return {"fragments": Records(self.fragments, 0, chunks, str(task.key.x))}
 
     def voxels(self, task: Task) -> int:
         """Return 0: shards hold segments."""

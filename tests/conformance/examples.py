@@ -29,7 +29,7 @@ from pipeline.stages.agglomeration import REFUSALS
 from pipeline.stages.base import Stage
 from pipeline.stages.shards import unpack
 
-from . import synapses
+from . import alignment, synapses
 
 START = Vec3(5, 3, 2)
 SHAPE = Vec3(42, 34, 17)
@@ -65,6 +65,11 @@ offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 name = "wrappings"
 kind = "masks"
 channels = ["vessel wall", "myelin"]
+
+[[head]]
+name = "defects"
+kind = "masks"
+channels = ["fold", "crack", "resin"]
 
 [[head]]
 name = "semantic"
@@ -116,7 +121,10 @@ class World:
 
     @property
     def layers(self) -> dict[str, str]:
-        names = ("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties")
+        names = (
+            *("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties"),
+            *("jolted", "tears"),
+        )
         return {name: f"{self.root}/{name}" for name in names}
 
     @classmethod
@@ -157,6 +165,8 @@ def tissue() -> dict[str, NDArray[Any]]:
         "mask": (slab > 2).astype(np.uint8),
         "affinities": soft,
         "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
+        "jolted": alignment.jolted(image),
+        "tears": alignment.tears(SHAPE.astuple()),
     }
 
 
@@ -481,6 +491,22 @@ def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "overlaps", "output": "overlaps", **pair}]
 
 
+def _aligning(use: str) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the stages of an alignment up to one, and of those what it rests on."""
+
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        every = alignment.entries(chunk, BOUNDS, VOXEL)
+        last = next(i for i, e in enumerate(every) if e["use"] == use)
+        wanted, kept = {every[last]["output"]}, []
+        for entry in reversed(every[: last + 1]):
+            if entry["output"] in wanted:
+                kept.append(entry)
+                wanted |= {v for v in entry.values() if isinstance(v, str)}
+        return kept[::-1]
+
+    return entries
+
+
 def _image_quality(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "image_quality", "output": "quality", "image": "image"}]
 
@@ -693,5 +719,16 @@ EXAMPLES: dict[str, Example] = {
     "synapse_cells": Example(_wiring("synapse_cells"), synapses.cells),
     "connectome": Example(_wiring("connectome"), synapses.tables),
     "annotations": Example(_wiring("annotations"), synapses.lines),
+    "defects": Example(_predicted("defects", threshold=0.45), _volume_of("predicted")),
+    "section_matches": Example(_aligning("section_matches"), alignment.matches),
+    "section_poses": Example(_aligning("section_poses"), alignment.poses),
+    "flows": Example(_aligning("flows"), _volume_of("flows")),
+    "relaxation": Example(_aligning("relaxation"), _volume_of("relaxation")),
+    "fields": Example(_aligning("fields"), _volume_of("field")),
+    "warp": Example(_aligning("warp"), _volume_of("aligned")),
+    "misalignments": Example(_aligning("misalignments"), _volume_of("misalignments")),
+    "segmentation_masks": Example(
+        _aligning("segmentation_masks"), _volume_of("output_mask")
+    ),
 }
 """Examples by name: that of the stage, and what is special about it."""

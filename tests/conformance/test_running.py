@@ -196,7 +196,8 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
         for layer, dtype in [("raw", "uint16"), ("image", "uint8"), ("labels", "uint64")]
     }
     blank["parts"] = blank["labels"]
-    blank["classes"] = blank["mask"] = blank["image"]
+    for layer in ("classes", "mask", "jolted", "tears"):
+        blank[layer] = blank["image"]
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
     models = make_model(tmp_path / "tiny"), make_model(tmp_path / "two", PARTNERS_TOML)

@@ -1,16 +1,25 @@
 """The Dockerfile, as far as it can be told without building: sources, pins, accounts."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline.orchestration.k8s import USER
 from pipeline.runtime.pools import POOLS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker" / "Dockerfile").read_text()
+_spec = importlib.util.spec_from_file_location("lock", ROOT / "docker" / "lock.py")
+lock = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lock)
 IGNORED = (ROOT / ".dockerignore").read_text().split()
 
 
@@ -58,11 +67,11 @@ def test_what_is_copied_exists_and_is_sent_to_the_builder(source):
 
 def test_pins_are_those_of_the_project():
     pins = (ROOT / "constraints.txt").read_text().splitlines()
-    (torch,) = re.findall(r"^ARG TORCH=(\S+)$", TEXT, re.MULTILINE)
-    assert torch in pins
+    (torch,) = (pin for pin in pins if pin.startswith("torch=="))
     assert f"TORCH ?= {torch}\n" in (ROOT / "Makefile").read_text()
-    installs = re.findall(r"pip install (.*)", TEXT)
-    assert all("-c constraints.txt" in i or "${TORCH}" in i for i in installs)
+    installs = re.findall(r"pip (?:install|wheel) (.*)", TEXT)
+    assert len(installs) == 8
+    assert all("--require-hashes" in i or "--no-deps" in i for i in installs)
     assert all(
         re.search(r":\$\{PYTHON\}-|^build |^base ", r)
         for w, r in instructions()
@@ -75,8 +84,72 @@ def test_pins_are_those_of_the_project():
 def test_the_version_is_that_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"ARG VERSION={project['version']}\n" in TEXT
-    extras = set(re.findall(r'"\.\[(\w+)\]"', TEXT))
-    assert extras <= project["optional-dependencies"].keys()
+
+
+# -- locks ----------------------------------------------------------------------------
+
+LOCKS = ("build", *lock.EXTRAS)
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_a_lock_is_current(image):
+    text = (ROOT / f"docker/requirements-{image}.txt").read_text()
+    assert text.startswith(lock.header(image)), "run make lock"
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_a_lock_names_every_file_by_its_sha256(image):
+    text = (ROOT / f"docker/requirements-{image}.txt").read_text()
+    entries = re.split(r"\n(?=\S)", text.partition("\n")[2].partition("\n")[2].strip())
+    pins = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", entry).groups()
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
+        assert not re.search(r"://|file:", entry), "hashes say what it is, not where"
+        pins[canonicalize_name(name)] = version
+    wanted = {
+        canonicalize_name(name): version
+        for name, version in (
+            line.split("==") for line in (ROOT / "constraints.txt").read_text().split()
+        )
+    }
+    for name, version in pins.items():
+        assert version.removesuffix("+cpu") == wanted.get(name, version), name
+    assert ("nvidia-cublas" in pins) == (image == "gpu")
+    if image in lock.EXTRAS:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        needed = [*project["dependencies"]]
+        for extra in lock.EXTRAS[image]:
+            needed += project["optional-dependencies"][extra]
+        for requirement in map(Requirement, needed):
+            found = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(found.removesuffix("+cpu"))
+
+
+def test_a_dependency_more_makes_a_lock_stale(monkeypatch, tmp_path):
+    before = lock.header("cpu")
+    text = (ROOT / "pyproject.toml").read_text()
+    (tmp_path / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
+    (tmp_path / "pyproject.toml").write_text(text)
+    monkeypatch.setattr(lock, "ROOT", tmp_path)
+    assert lock.header("cpu") == before
+    (tmp_path / "pyproject.toml").write_text(
+        text.replace('"typer>=', '"attrs>=25",\n"typer>=')
+    )
+    assert lock.header("cpu") != before
+
+
+def test_an_audit_that_reaches_nobody_says_so():
+    pytest.importorskip("pip_audit")
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
+    done = subprocess.run(
+        [sys.executable, ROOT / "docker/audit.py"],
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "NOT AUDITED: the database of advisories could not be reached" in done.stdout
 
 
 @pytest.mark.parametrize("target", TARGETS)

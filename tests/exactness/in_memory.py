@@ -22,6 +22,7 @@ from pipeline.specs import (
     Partitioned,
     Read,
     Record,
+    Records,
     Region,
     Table,
     Value,
@@ -88,7 +89,7 @@ class Memory:
 
     def read(self, read: Read) -> Any:
         """Return what a task reads, read-only as the store would."""
-        if isinstance(read, list):
+        if isinstance(read, list | Records):
             return [self.read(r) for r in read]
         if isinstance(read, Region):
             at = read.box.slices(self.bounds.start)

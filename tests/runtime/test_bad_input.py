@@ -209,8 +209,8 @@ def test_a_wait_says_what_it_waits_for(small, queue, root, monkeypatch, caplog):
     with pytest.raises(KeyboardInterrupt):
         run_to_end(run, Queued(queue, poll_s=0.05, on_wait=look), quiet=True)
     (line, *_) = [r.getMessage() for r in caplog.records]
-    assert "none of 8 tasks ended" in line
-    assert "8 waiting and 0 leased; no worker has any of them: start some" in line
+    assert "none of 16 tasks ended" in line
+    assert "16 waiting and 0 leased; no worker has any of them: start some" in line
 
 
 SECRETS = (

@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.recipe import Recipe
+from pipeline.runtime import executors
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import Pool, Queued
+from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import Run
 from pipeline.runtime.worker import work
 
@@ -33,6 +35,51 @@ def test_queue_writes_the_same_objects(small, root, queue, undisturbed, objects,
     assert len(outcomes) == len(done(root))
     assert set(outcomes) == {"done"}
     assert not list(root.rglob("attempts/*"))
+
+
+def test_a_queue_holds_no_more_than_it_may(
+    small, root, queue, undisturbed, objects, monkeypatch
+):
+    """And where few are under way, each is asked for by name."""
+    monkeypatch.setattr(executors, "_LISTED_AT_ONCE", 1)
+    depths = []
+
+    def serve():
+        depths.append(TaskQueue(queue).counts()[0])
+        work(queue, until_empty=True)
+
+    executor = Queued(queue, poll_s=0.01, on_wait=serve, ahead=3)
+    run_to_end(Run.start(Recipe.load(small), str(root)), executor, quiet=True)
+    assert objects(root) == objects(undisturbed)
+    assert max(depths) == 3
+    assert min(depths) >= 1, "nobody waits for what is ready"
+
+
+def test_messages_of_a_driver_that_was_killed_do_no_harm(
+    small, root, queue, undisturbed, objects, done
+):
+    run, looks, outcomes = Run.start(Recipe.load(small), str(root)), [], []
+
+    def serve():
+        looks.append(1)
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+        work(queue, max_tasks=5, on_task=outcomes.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(run, Queued(queue, poll_s=0.01, on_wait=serve), quiet=True)
+    assert len(done(root)) == 15
+    before = done(root)
+    again = Queued(
+        queue,
+        poll_s=0.01,
+        on_wait=lambda: work(queue, until_empty=True, on_task=outcomes.append),
+    )
+    run_to_end(run, again, quiet=True)
+    assert objects(root) == objects(undisturbed)
+    assert before.items() <= done(root).items()
+    assert outcomes.count("done") == len(done(root))
+    assert set(outcomes) == {"done", "skipped"}, "what was sent twice is done once"
 
 
 def test_a_pool_outlives_a_killed_process(
@@ -87,9 +134,11 @@ def test_only_tasks_under_way_are_suspected(copy_text, recipe, gated, root, done
     groups = []
 
     class Watched(Pool):
-        def _do(self, run, stage, keys, progress):
-            groups.append(len(keys))
-            return super()._do(run, stage, keys, progress)
+        def _do(self, run, frontier, alone):
+            before = len(done(root))
+            struck = super()._do(run, frontier, alone)
+            groups.append((len(alone), len(done(root)) - before))
+            return struck
 
     def kill_and_open():
         gate.kill_visitor()
@@ -100,7 +149,8 @@ def test_only_tasks_under_way_are_suspected(copy_text, recipe, gated, root, done
         run_to_end(run, pool, quiet=True)
         killed.result()
     assert len(done(root)) == 32
-    assert groups[0] == 32
-    assert set(groups[1:-1]) == {1}
+    assert groups[0][0] == 0, "all of them"
+    assert {group[0] for group in groups[1:-1]} == {1}
     assert len(groups) <= 4, "at most two were under way in one process"
-    assert groups[-1] > 1
+    assert groups[-1][0] == 0
+    assert groups[-1][1] > 1, "the rest goes on as before"

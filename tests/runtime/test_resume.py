@@ -1,6 +1,7 @@
 """A run that was killed is ended by running again; chosen tasks are done again."""
 
 import signal
+import time
 
 import psutil
 import pytest
@@ -13,6 +14,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     path = recipe(small_text, folder)
     run = em("run", path, "--root", root, "--workers", 2)
     gate.visitor()
+    # The other process goes on with whatever does not wait for that one.
+    until = time.monotonic() + 60
+    while "segmentation/0_1_1_1" not in done(root) and time.monotonic() < until:
+        time.sleep(0.05)
     children = run.children()
     run.process.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.geometry import Bbox, Vec3
+from pipeline.geometry import Bbox, ChunkKey, Vec3
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -113,11 +113,12 @@ def test_open_state_is_counted(tmp_path):
 @pytest.mark.timeout(900)
 def test_no_task_takes_more_memory_than_its_limit(tmp_path):
     """What a worker holds, not what the model says."""
-    result = call(
-        "bounded",
+    done = call(
+        "bounded.py",
         *("--size", "384,384,96", "--inputs", "phantom_uint8", "--chunks", "6,6,4"),
-        *("--limit-gb", "0.01"),
+        *("--limit-gb", "0.01", "--json"),
     )
+    result = json.loads(done.stdout)
     tasks = result["inputs"]["phantom_uint8"]["largest_task_bytes"]
     free, bound = (max(peaks.values()) for peaks in tasks.values())
     assert result["inputs"]["phantom_uint8"]["partitions"]["basin_graph"] > 1
@@ -235,6 +236,101 @@ def test_barriers_are_what_waiting_at_them_adds():
     assert found.wall_s == pytest.approx(3 * 20.0, rel=1e-3)
     assert found.barriers == pytest.approx(128 / 100 - 1, rel=1e-3)
     assert found.utilisation == pytest.approx(100 / 128, rel=1e-3)
+
+
+# -- without barriers -------------------------------------------------------------------
+
+
+def plan_of_two_stages():
+    """Chunks of an image, and the octree over them; who waits for whom, and the work."""
+    from fleet import Work
+
+    from pipeline.recipe import Recipe
+    from pipeline.runtime.dependencies import Dependencies
+
+    grid = {"bounds": {"start": [0, 0, 0], "stop": [256, 256, 32]}, "chunk": [16, 16, 8]}
+    image = {"use": "ingest", "source": "raw", "output": "image"}
+    recipe = Recipe.parse(
+        {
+            "name": "two",
+            "layers": {"raw": "phantom://256,256,32/image"},
+            "grid": grid,
+            "stage": [
+                {**image, "storage_chunk": [16, 16, 8], "voxel_size_nm": [6, 6, 30]},
+                {"use": "image_quality", "image": "image", "output": "quality"},
+            ],
+        }
+    )
+    known = Dependencies(recipe.stages)
+    waves = [
+        ("cpu", Work(f"{wave.stage.output} {wave.level}", len(wave), 100.0 + 40 * n))
+        for n, wave in enumerate(known.waves)
+    ]
+    return known, waves
+
+
+def by_dependencies(known, waves, workers, weather, rng, heard_s):
+    """Do the plan event by event; return the end of the last task."""
+    from fleet import drawn
+
+    left, waiting = {}, {}
+    for wave, extent in enumerate(known.extents):
+        for place in Bbox.of_shape(extent).positions():
+            key = ChunkKey(known.waves[wave].level, *place)
+            needs = {(w, at) for w, box in known.needs(wave, key) for at in box.positions()}
+            left[wave, place] = len(needs)
+            for needed in needs:
+                waiting.setdefault(needed, []).append((wave, place))
+    ready = [(-known.depths[w], w, at) for (w, at), n in left.items() if n == 0]
+    heapq.heapify(ready)
+    events, free, now = [], workers, 0.0
+    while ready or events:
+        while ready and free:
+            _, wave, place = heapq.heappop(ready)
+            seconds = float(drawn(rng, 1, waves[wave][1].seconds, weather)[0])
+            heapq.heappush(events, (now + seconds, 0, wave, place))
+            free -= 1
+        now, kind, wave, place = heapq.heappop(events)
+        if kind == 0:
+            free, end = free + 1, now
+            heapq.heappush(events, (now + heard_s, 1, wave, place))
+            continue
+        for reader in waiting.get((wave, place), ()):
+            left[reader] -= 1
+            if not left[reader]:
+                heapq.heappush(ready, (-known.depths[reader[0]], *reader))
+    return end
+
+
+@pytest.mark.parametrize("workers", [40, 300])
+def test_a_fleet_without_barriers_takes_as_long_as_by_events(workers):
+    from fleet import Weather
+    from ready_fleet import HEARD_S, overlapped
+
+    known, waves = plan_of_two_stages()
+    calm, rng = Weather(losses=0.0, stragglers=0.0), np.random.default_rng(1)
+    fleet = {"cpu": workers}
+    ours = [overlapped(known, waves, fleet, calm, seed=n).wall_s for n in range(8)]
+    theirs = [by_dependencies(known, waves, workers, calm, rng, HEARD_S) for _ in range(8)]
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.05)
+
+
+def test_without_barriers_nobody_waits_for_the_rest_of_a_wave():
+    from fleet import Weather, campaign
+    from ready_fleet import overlapped
+
+    known, waves = plan_of_two_stages()
+    calm = Weather(losses=0.0)
+    barriers = campaign([work for _, work in waves], 100, calm)
+    found = overlapped(known, waves, {"cpu": 100}, calm)
+    passed = found.passed["cpu"]
+    assert max(found.path_s * 0.7, passed.busy_s / 100) < found.wall_s < barriers.wall_s
+    total = sum(work.tasks * work.seconds for _, work in waves)
+    assert passed.busy_s == pytest.approx(total, rel=0.1)
+    rough = overlapped(known, waves, {"cpu": 100}, Weather(losses=2.0))
+    assert rough.passed["cpu"].lost > 0
+    assert rough.wall_s > found.wall_s
+    assert all(end > 0 for end in rough.ends)
 
 
 def test_a_missing_figure_meets_no_target():

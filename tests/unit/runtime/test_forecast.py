@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.geometry import Bbox, Vec3
 from pipeline.recipe import Recipe
 from pipeline.runtime.calibrate import (
     NODES,
+    ROUNDS,
     VOXELS,
     Calibration,
     Measured,
@@ -174,7 +176,7 @@ def test_without_a_calibration_rates_are_typical(tmp_path):
     expected, low, high = found.total
     assert low.hours == pytest.approx(expected.hours / 3)
     assert high.hours == pytest.approx(expected.hours * 3)
-    assert {r.kind for r in typical().rates} == {VOXELS, NODES}
+    assert {r.kind for r in typical().rates} == {VOXELS, NODES, ROUNDS}
 
 
 def test_a_pool_without_a_price_is_named(tmp_path):
@@ -308,3 +310,68 @@ def test_the_cubic_millimetre_is_planned_and_priced(tmp_path):
         forecast["total"][name]["spot_money"] for name in ("low", "expected", "high")
     )
     assert 1000 < low < expected < high
+
+
+def em(*arguments):
+    """Run the command; return what it prints."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("em"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_status_tells_what_a_run_took_beside_its_forecast(tmp_path):
+    run = Run.start(recipe(), str(tmp_path / "root"))
+    image, _ = run.recipe.stages
+    for key in list(image.keys(0))[:4]:
+        run.execute(image, key)
+    rates_file = tmp_path / "rates.json"
+    rates_file.write_text(calibration().model_dump_json())
+    price_file = PROJECT / "examples/prices.toml"
+    asked = ("status", "--root", tmp_path / "root", "--cost", price_file)
+    table = em(*asked, "--calibration", rates_file)
+    assert "h forecast" in table
+    assert "4/16" in table
+    assert "0/4" in table
+    document = json.loads(em(*asked, "--calibration", rates_file, "--json"))
+    first, second = document["account"]["small"]
+    expected = account(run, Prices.load(price_file), calibration())
+    assert [first, second] == [json.loads(json.dumps(e.to_json())) for e in expected]
+    assert first["hours_at_end"] == pytest.approx(4 * first["hours"])
+    assert second["hours_at_end"] is None
+    typical_hours = json.loads(em(*asked, "--json"))["account"]["small"]
+    assert typical_hours[0]["expected_hours"] != first["expected_hours"]
+    assert "account" not in json.loads(em("status", "--root", tmp_path / "root", "--json"))
+
+
+# -- rounds, and what has typical rates --------------------------------------------------
+
+
+def test_every_stage_of_a_segmentation_has_a_typical_rate():
+    known = {rate.stage for rate in typical().rates}
+    assert {"ingest", "overlaps", "affinities", "basins", "relabel", "meshes"} <= known
+
+
+def test_a_round_is_charged_for_what_is_left_of_the_work(tmp_path):
+    whole = Recipe.load(PROJECT / "dags/recipes/minnie65.toml")
+    run = Run.plan(whole, str(tmp_path))
+    stage = next(s for s in whole.stages if s.output == "basin_graph")
+    one = {"on_demand": 1.0, "spot": 0.25, "startup_s": 0}
+    free = prices(pool={"cpu": one, "gpu": one}, fleet={"cpu": 1000, "gpu": 100})
+    forecast = Forecast.of(run, free, None)
+    found = next(s for s in forecast.stages if s.output == "basin_graph")
+    assert stage.round_share(stage.top) is None
+    assert stage.round_share(stage.top + 1) == 1.0
+    rounds = [
+        wave.worker_hours["cpu"]
+        for level, wave in enumerate(found.waves)
+        if level > stage.top
+    ]
+    for step in range(3):
+        each = rounds[step::3]
+        assert all(b < a for a, b in pairwise(each))
+    shares = [stage.round_share(stage.top + 1 + n) for n in range(len(rounds))]
+    hours = [h / s for h, s in zip(rounds, shares, strict=True)]
+    assert max(hours[::3]) == pytest.approx(min(hours[::3]), rel=0.2)

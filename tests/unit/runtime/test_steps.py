@@ -150,9 +150,9 @@ def diary(monkeypatch):
     return diary
 
 
-def noted(method, diary, step):
+def noted(method, diary, step, seconds=0.02):
     def wrapper(*args, **kwargs):
-        diary.visit(step)
+        diary.visit(step, seconds)
         return method(*args, **kwargs)
 
     return wrapper

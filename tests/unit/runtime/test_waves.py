@@ -5,7 +5,7 @@ import pytest
 from pipeline.errors import CancelledError, PermanentError, RootError, TaskError
 from pipeline.geometry import ChunkKey
 from pipeline.recipe import Recipe
-from pipeline.runtime import waves
+from pipeline.runtime import frontier, waves
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
 from pipeline.runtime.queue import TaskQueue
@@ -233,17 +233,21 @@ def test_a_shared_queue_is_left_as_it_is(run, image, url):
     assert depth(url) == 4
 
 
-def test_a_run_that_is_cancelled_between_two_waves_stops_there(run):
-    def cancelling(run, stage, keys, progress):
-        serial(run, stage, keys, progress)
-        waves.cancel(run)
-
+def test_a_run_that_is_cancelled_meanwhile_stops_there(run, monkeypatch):
+    image, quality = run.recipe.stages
+    run.on_done = lambda record: waves.cancel(run)
     with pytest.raises(CancelledError):
-        run_to_end(run, cancelling, quiet=True)
-    assert waves.unfinished(run, run.recipe.stage("quality")) is None
-    assert run.done_keys(run.recipe.stage("quality")) == set()
+        run_to_end(run, serial, quiet=True)
+    assert len(run.done_keys(image)) == 4, "one looks now and then"
+    assert run.done_keys(quality) == set()
+    run.on_done = None
     run_to_end(run, serial, quiet=True)
-    assert len(run.done_keys(run.recipe.stage("quality"))) == 5
+    assert len(run.done_keys(quality)) == 5
+    monkeypatch.setattr(frontier, "_LISTENS_S", 0.0)
+    run.on_done = lambda record: waves.cancel(run)
+    with pytest.raises(CancelledError):
+        run_to_end(run, serial, within=image.bounds, quiet=True)
+    assert len(run.done_keys(image)) == 1
 
 
 def test_the_mark_is_no_run(run):

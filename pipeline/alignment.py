@@ -1,0 +1,322 @@
+"""The recipe of an alignment: from loose sections to an aligned image and its masks.
+
+What `em align` runs. Sections are laid on one another as a whole at a coarse mip, then
+patch by patch at a finer one; the image is drawn once, from the loose sections.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.geometry import Bbox, Vec3
+from pipeline.reconstruction import ingest_chunks
+from pipeline.specs import VoxelSize
+
+_STORAGE = 64
+_CHUNK = 512
+_WORK_NM = 12.0
+_ROUGH_PIXELS = 192
+_MAP_PIXELS = 32
+"""Work pixels of a voxel of the maps of misalignment."""
+_NOWHERE = Vec3(0, 0, 0)
+_STORED = Vec3(64, 64, 64)
+
+
+@dataclass(frozen=True)
+class LooseStack:
+    """What is aligned, and how.
+
+    Parameters
+    ----------
+    source : str
+        Location of the sections.
+    bounds : Bbox
+        Box of them, in voxels of the output.
+    voxel_size_nm : (x, y, z)
+        Extent of a voxel [nm].
+    shift : Vec3
+        Offset of the output from the source [voxel].
+    natural_chunk : Vec3
+        What the source decodes at once [voxel].
+    defect_model : str
+        Model that finds folds, cracks and resin; empty for none.
+    defect_source : str
+        Location of a mask of defects that is known already; empty for none.
+    farthest_nm : float
+        Greatest shift between sections that are near one another [nm].
+    turn_degrees : float
+        Greatest turn between them.
+    distance : int
+        To how many sections before and after each is compared.
+    interpolation : str
+        Of the image: linear or lanczos.
+    intensity_range : (float, float) or None
+        Values that become 0 and 255, for an image that is not uint8.
+    """
+
+    source: str
+    bounds: Bbox
+    voxel_size_nm: VoxelSize
+    shift: Vec3 = _NOWHERE
+    natural_chunk: Vec3 = _STORED
+    defect_model: str = "defects-cortex"
+    defect_source: str = ""
+    farthest_nm: float = 720.0
+    turn_degrees: float = 4.0
+    distance: int = 3
+    interpolation: str = "linear"
+    intensity_range: tuple[float, float] | None = None
+
+
+def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
+    """Write the recipe of an alignment, as `Recipe.parse` reads it."""
+    layers, stages = alignment_stages(stack)
+    bounds = stack.bounds
+    return {
+        "name": name,
+        "grid": {
+            "bounds": {"start": list(bounds.start), "stop": list(bounds.stop)},
+            "chunk": _cut(bounds)["chunk"],
+        },
+        "layers": layers,
+        "stage": stages,
+    }
+
+
+def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return the layers and the stages of an alignment, as a recipe has them.
+
+    The last image is the layer ``image``, with ``input_mask`` and ``output_mask`` at the
+    scale that patches were matched at, and ``defects`` at that scale too.
+    """
+    size = stack.voxel_size_nm
+    work = max(0, round(math.log2(_WORK_NM / size[0])))
+    shape = stack.bounds.shape
+    rough = max(work, math.floor(math.log2(max(1, min(shape.x, shape.y) / _ROUGH_PIXELS))))
+    mips = max(rough, work + 2)
+    step, stride = 16, 2
+
+    def at(mip: int) -> tuple[Bbox, list[float]]:
+        factor = Vec3(2**mip, 2**mip, 1)
+        return stack.bounds.coarser(factor), [size[0] * 2**mip, size[1] * 2**mip, size[2]]
+
+    fine, fine_size = at(0)
+    box, work_size = at(work)
+    coarse, coarse_size = at(rough)
+    node_box = box.coarser(Vec3(step, step, 1))
+    field_box = box.coarser(Vec3(stride, stride, 1))
+    node_size = [work_size[0] * step, work_size[1] * step, size[2]]
+    field_size = [work_size[0] * stride, work_size[1] * stride, size[2]]
+    chunk, storage = ingest_chunks(shape, stack.natural_chunk, sharded=False)
+    layers = {"source": stack.source}
+    pyramid_chunk = [chunk.x, chunk.y, chunk.z]
+    stages: list[dict[str, Any]] = [
+        {
+            "use": "ingest",
+            "source": "source",
+            "output": "loose",
+            "voxel_size_nm": list(size),
+            "shift": list(stack.shift),
+            **_cut(fine),
+            "chunk": pyramid_chunk,
+            "storage_chunk": list(storage),
+            **(
+                {"intensity_range": list(stack.intensity_range)}
+                if stack.intensity_range
+                else {}
+            ),
+        },
+        {
+            "use": "downsample",
+            "layer": "loose",
+            "output": "loose/pyramid",
+            "mips": mips,
+            **_cut(fine),
+            "chunk": pyramid_chunk,
+            "storage_chunk": list(storage),
+        },
+    ]
+    has_defects = bool(stack.defect_model or stack.defect_source)
+    if stack.defect_source:
+        layers["defect_source"] = stack.defect_source
+        # Whatever is marked becomes 255, so that no average over pixels loses it.
+        marked = {
+            "use": "ingest",
+            "source": "defect_source",
+            "output": "loose_defects",
+            "intensity_range": [0.0, 1.0],
+        }
+        stages += [
+            {**stages[0], **marked},
+            {
+                **stages[1],
+                "layer": "loose_defects",
+                "output": "loose_defects/pyramid",
+            },
+        ]
+    elif stack.defect_model:
+        stages.append(
+            {
+                "use": "defects",
+                "image": "loose",
+                "mip": work,
+                "model": stack.defect_model,
+                "output": "loose_defects",
+                **_cut(box),
+            }
+        )
+    rough_defects = {"defects": "rough_defects"} if has_defects else {}
+    poses = {"poses": "section_poses"}
+    stages += [
+        {
+            "use": "section_matches",
+            "image": "loose",
+            "mip": rough,
+            "voxel_size_nm": coarse_size,
+            "distance": stack.distance,
+            "turn_degrees": stack.turn_degrees,
+            "shift_nm": stack.farthest_nm,
+            "output": "section_matches",
+            **_plain(_cut(coarse)),
+        },
+        {
+            "use": "section_poses",
+            "matches": "section_matches",
+            "voxel_size_nm": coarse_size,
+            "output": "section_poses",
+            **_plain(_cut(coarse)),
+        },
+        {
+            "use": "warp",
+            "image": "loose",
+            "mip": work,
+            **poses,
+            "voxel_size_nm": work_size,
+            "output": "rough",
+            **_cut(box),
+        },
+        {
+            "use": "flows",
+            "image": "rough",
+            **rough_defects,
+            "step": step,
+            "distance": stack.distance,
+            "voxel_size_nm": work_size,
+            "output": "flows",
+            **_nodes(_cut(node_box, 64)),
+        },
+        {
+            "use": "relaxation",
+            "flows": "flows",
+            "distance": stack.distance,
+            "voxel_size_nm": node_size,
+            "output": "relaxation",
+            **_nodes(_cut(node_box, 64), z=24),
+        },
+        {
+            "use": "fields",
+            "relaxation": "relaxation",
+            **rough_defects,
+            "step": step,
+            "stride": stride,
+            "voxel_size_nm": work_size,
+            "output": "field",
+            **_cut(field_box),
+        },
+    ]
+    field = {"field": "field", "field_voxel_nm": field_size}
+    if has_defects:
+        nearest = {"interpolation": "nearest", "voxel_size_nm": work_size, **_cut(box)}
+        mip = work if stack.defect_source else 0
+        defects = {
+            "use": "warp",
+            "image": "loose_defects",
+            "mip": mip,
+            **poses,
+            **nearest,
+        }
+        stages.insert(-3, {**defects, "output": "rough_defects"})
+        stages.append({**defects, **field, "output": "defects"})
+    stages += [
+        {
+            "use": "warp",
+            "image": "loose",
+            **poses,
+            **field,
+            "interpolation": stack.interpolation,
+            "voxel_size_nm": fine_size,
+            "output": "image",
+            **_cut(fine),
+        },
+        {
+            "use": "downsample",
+            "layer": "image",
+            "output": "image/pyramid",
+            "mips": mips,
+            **_cut(fine),
+        },
+    ]
+    stages += _masks(stack, work, has_defects=has_defects)
+    return layers, stages
+
+
+def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str, Any]]:
+    """Return maps of misalignment at two resolutions, and the two masks."""
+    x, y, z = stack.voxel_size_nm
+    wide = 2**work * _MAP_PIXELS
+    maps = stack.bounds.coarser(Vec3(wide, wide, 1))
+    box = stack.bounds.coarser(Vec3(2**work, 2**work, 1))
+    stages: list[dict[str, Any]] = []
+    names = ("misalignments", "coarse_misalignments")
+    for mip, name in zip((work + 1, work + 2), names, strict=True):
+        stages.append(
+            {
+                "use": "misalignments",
+                "image": "image",
+                "mip": mip,
+                "block": wide // 2**mip,
+                "around": 3,
+                "voxel_size_nm": [x * 2**mip, y * 2**mip, z],
+                "output": name,
+                **_cut(maps),
+            }
+        )
+    stages += [
+        {
+            "use": "segmentation_masks",
+            "image": "image",
+            "mip": work,
+            "kind": kind,
+            **({"defects": "defects"} if has_defects else {}),
+            **{name: name for name in names},
+            "block": _MAP_PIXELS,
+            "coarse_block": _MAP_PIXELS,
+            "output": f"{kind}_mask",
+            **_cut(box),
+        }
+        for kind in ("input", "output")
+    ]
+    return stages
+
+
+def _cut(box: Bbox, extent: int = _CHUNK, z: int = 1) -> dict[str, Any]:
+    """Cut a box into chunks of whole sections, or of squares of them."""
+    across = [max(_STORAGE, min(extent, -(-n // _STORAGE) * _STORAGE)) for n in box.shape]
+    return {
+        "bounds": {"start": list(box.start), "stop": list(box.stop)},
+        "chunk": [across[0], across[1], z],
+        "storage_chunk": [_STORAGE, _STORAGE, z],
+    }
+
+
+def _plain(form: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a stage that writes records has no use for."""
+    return {k: v for k, v in form.items() if k != "storage_chunk"}
+
+
+def _nodes(form: dict[str, Any], z: int = 1) -> dict[str, Any]:
+    """Keep many sections of a coarse grid in a chunk."""
+    x, y, _ = form["chunk"]
+    return {**form, "chunk": [x, y, z], "storage_chunk": [x, y, z]}

@@ -1,0 +1,200 @@
+"""What became of an alignment: section by section, and as one picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import RootError
+from pipeline.geometry import Bbox, Vec3
+from pipeline.kernels.misalignment import SLIP, STEP, block_correlation
+from pipeline.runtime.run import Run
+from pipeline.specs import Record, Region, VolumeSpec
+from pipeline.stages.sections import SectionPoses
+
+_WIDEST = 512
+"""Pixels along an axis that sections are compared and drawn at."""
+_BLOCK = 8
+_WORST = 3
+
+
+@dataclass(frozen=True)
+class SectionReport:
+    """One section of an alignment.
+
+    Parameters
+    ----------
+    z : int
+        Its number.
+    state : {"placed", "blank", "mirrored", "matches nothing"}
+        What is to be looked at by a person is anything but placed or blank.
+    turn_degrees, x_nm, y_nm : float
+        Its pose.
+    outliers : int
+        Matches to other sections that contradict the rest.
+    before, after : float
+        Median correlation of blocks with the section before that shows something, in the
+        loose sections and in the aligned ones; NaN without one.
+    slips, steps : int
+        Blocks that are still misaligned.
+    """
+
+    z: int
+    state: str
+    turn_degrees: float
+    x_nm: float
+    y_nm: float
+    outliers: int
+    before: float
+    after: float
+    slips: int
+    steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON; what is not known is null."""
+        return {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in asdict(self).items()
+        }
+
+
+def alignment_report(run: Run, picture: Path | None = None) -> list[SectionReport]:
+    """Say what became of every section, and draw it.
+
+    Parameters
+    ----------
+    run : Run
+        Of a recipe with the layers of `alignment_stages`, finished.
+    picture : Path or None
+        PNG to write.
+
+    Raises
+    ------
+    RootError
+        If the run aligns nothing.
+    """
+    if not any(isinstance(s, SectionPoses) for s in run.recipe.stages):
+        raise RootError(
+            f"run {run.recipe.name} aligns nothing; give a run that em align started"
+        )
+    poses = run.store.read(Record("section_poses", "0_0_0_0"))
+    compared = next(s for s in run.recipe.stages if s.output == "coarse_misalignments")
+    loose, aligned = (_coarse(run, name, compared.read_mip) for name in ("loose", "image"))
+    maps = _maps(run)
+    reports = []
+    pairs = {"loose": loose, "aligned": aligned}
+    for i, z in enumerate(poses["z"].tolist()):
+        said = {name: _correlation(stack, i) for name, stack in pairs.items()}
+        mine = poses["section"] == z
+        state = "placed"
+        if not loose[..., i].any():
+            state = "blank"
+        elif poses["mirrored"][i]:
+            state = "mirrored"
+        elif not poses["placed"][i]:
+            state = "matches nothing"
+        reports.append(
+            SectionReport(
+                z=z,
+                state=state,
+                turn_degrees=round(math.degrees(poses["angle"][i]), 3),
+                x_nm=round(float(poses["x"][i]), 1),
+                y_nm=round(float(poses["y"][i]), 1),
+                outliers=int((poses["weight"][mine] < 0.25).sum()),
+                before=said["loose"],
+                after=said["aligned"],
+                slips=int(((maps[..., i] & SLIP) > 0).sum()),
+                steps=int(((maps[..., i] & STEP) > 0).sum()),
+            )
+        )
+    if picture is not None:
+        _draw(reports, loose, aligned, picture)
+    return reports
+
+
+def _coarse(run: Run, layer: str, least: int) -> NDArray[np.uint8]:
+    """Read a volume at a mip, or at a coarser one that can be looked at as a whole."""
+    spec = run.specs[layer]
+    assert isinstance(spec, VolumeSpec)
+    fits = [
+        mip
+        for mip in range(min(least, len(spec.factors) - 1), len(spec.factors))
+        if max(*spec.bounds_at(mip).shape.astuple()[:2]) <= _WIDEST
+    ]
+    mip = fits[0] if fits else len(spec.factors) - 1
+    bounds = spec.bounds_at(mip)
+    width = Vec3(min(bounds.shape.x, _WIDEST), min(bounds.shape.y, _WIDEST), bounds.shape.z)
+    start = bounds.start + (bounds.shape - width) // 2
+    return np.asarray(run.store.read(Region(layer, Bbox(start, start + width), mip)))
+
+
+def _maps(run: Run) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] | None = None
+    for layer in ("misalignments", "coarse_misalignments"):
+        spec = run.specs[layer]
+        assert isinstance(spec, VolumeSpec)
+        values = np.asarray(run.store.read(Region(layer, spec.bounds)))
+        found = values if found is None else found | values
+    assert found is not None
+    return found
+
+
+def _correlation(stack: NDArray[np.uint8], section: int) -> float:
+    """Compare a section with the last one before it that shows something."""
+    for other in range(section - 1, -1, -1):
+        if stack[..., other].any():
+            x, y = (n // _BLOCK * _BLOCK for n in stack.shape[:2])
+            values = block_correlation(stack[:x, :y, other], stack[:x, :y, section], _BLOCK)
+            known = values[values > -1.5]
+            return round(float(np.median(known)), 3) if known.size else math.nan
+    return math.nan
+
+
+def _draw(
+    reports: list[SectionReport],
+    loose: NDArray[np.uint8],
+    aligned: NDArray[np.uint8],
+    picture: Path,
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 11), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(3, 6, height_ratios=(1.2, 1, 1.9))
+    for column, (name, stack) in enumerate((("loose", loose), ("aligned", aligned))):
+        panel = figure.add_subplot(grid[0, 3 * column : 3 * column + 3])
+        panel.imshow(stack[:, stack.shape[1] // 2].T, cmap="gray", aspect="auto")
+        panel.set_title(f"{name}: x and z, in the middle of y")
+        panel.set_ylabel("section")
+        panel.set_xticks([])
+    z = [r.z for r in reports]
+    panel = figure.add_subplot(grid[1, :3])
+    panel.plot(z, [r.before for r in reports], ".-", label="loose", color="0.6")
+    panel.plot(z, [r.after for r in reports], ".-", label="aligned", color="tab:blue")
+    panel.set_title("correlation with the section before")
+    panel.set_xlabel("section")
+    panel.legend(frameon=False)
+    panel = figure.add_subplot(grid[1, 3:])
+    panel.bar(z, [r.steps for r in reports], label="steps", color="tab:orange")
+    panel.bar(z, [r.slips for r in reports], label="slips", color="tab:red")
+    panel.set_title("blocks that are still misaligned")
+    panel.set_xlabel("section")
+    panel.legend(frameon=False)
+    order = sorted(
+        (i for i, r in enumerate(reports) if not math.isnan(r.after)),
+        key=lambda i: reports[i].after,
+    )
+    for place, i in enumerate(order[:_WORST]):
+        panel = figure.add_subplot(grid[2, 2 * place : 2 * place + 2])
+        other = next(k for k in range(i - 1, -1, -1) if aligned[..., k].any())
+        red, cyan = aligned[..., other].T, aligned[..., i].T
+        panel.imshow(np.stack([red, cyan, cyan], axis=-1))
+        panel.set_title(f"{reports[other].z} red, {reports[i].z} cyan: among the worst")
+        panel.set_axis_off()
+    figure.savefig(picture, dpi=90)

@@ -1,0 +1,154 @@
+"""Examples of the stages that align: sections of the phantom, jolted, with tears."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Bbox, Vec3
+from pipeline.runtime.run import Run
+from pipeline.specs import Record, Table
+
+STEP, STRIDE, BLOCK = 4, 2, 4
+
+Entry = dict[str, Any]
+
+
+def jolted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shift every section by a pixel or two, and leave one out."""
+    moved = np.zeros_like(image)
+    for z in range(image.shape[2]):
+        by = ((z * 7) % 5 - 2, (z * 3) % 5 - 2)
+        moved[..., z] = np.roll(image[..., z], by, axis=(0, 1))
+    moved[..., image.shape[2] // 2] = 0
+    return moved
+
+
+def tears(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Cut every third section along a slanted line."""
+    x, y, z = np.indices(shape)
+    return ((np.abs(x - y // 2 - 14 - z // 3) < 2) & (z % 3 == 1)).astype(np.uint8)
+
+
+def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> list[Entry]:
+    """Return every stage of an alignment, in order."""
+    x, y, z = voxel
+    nodes = Bbox(
+        bounds.start.ceil_div(Vec3(STEP, STEP, 1)), bounds.stop // Vec3(STEP, STEP, 1)
+    )
+    squares = nodes.finer(Vec3(STEP // STRIDE, STEP // STRIDE, 1))
+
+    def on(box: Bbox, factor: int) -> Entry:
+        cut = (chunk // Vec3(factor, factor, 1)).maximum(Vec3(2, 2, 1))
+        return {
+            "bounds": {"start": list(box.start), "stop": list(box.stop)},
+            "chunk": list(cut),
+            "storage_chunk": list(cut),
+        }
+
+    whole = on(bounds, 1)
+    records = {k: v for k, v in whole.items() if k != "storage_chunk"}
+    return [
+        {
+            "use": "section_matches",
+            "image": "jolted",
+            "defects": "tears",
+            "distance": 2,
+            "turn_degrees": 1.0,
+            "shift_nm": 96.0,
+            "voxel_size_nm": list(voxel),
+            "output": "section_matches",
+            **records,
+        },
+        {
+            "use": "section_poses",
+            "matches": "section_matches",
+            "least_significance": 0.1,
+            "voxel_size_nm": list(voxel),
+            "output": "section_poses",
+            **records,
+        },
+        {
+            "use": "flows",
+            "image": "jolted",
+            "defects": "tears",
+            "step": STEP,
+            "patch": 10,
+            "search": 3,
+            "distance": 1,
+            "contrast": [0.7, 1.5],
+            "voxel_size_nm": list(voxel),
+            "output": "flows",
+            **on(nodes, STEP),
+        },
+        {
+            "use": "relaxation",
+            "flows": "flows",
+            "distance": 1,
+            "block": [4, 3, 5],
+            "margin": [2, 2, 2],
+            "outlier_nm": 64.0,
+            "voxel_size_nm": [x * STEP, y * STEP, z],
+            "output": "relaxation",
+            **on(nodes, STEP),
+        },
+        {
+            "use": "fields",
+            "relaxation": "relaxation",
+            "defects": "tears",
+            "step": STEP,
+            "stride": STRIDE,
+            "reach_nm": 64.0,
+            "voxel_size_nm": list(voxel),
+            "output": "field",
+            **on(squares, STRIDE),
+        },
+        {
+            "use": "warp",
+            "image": "jolted",
+            "poses": "section_poses",
+            "field": "field",
+            "interpolation": "lanczos",
+            "voxel_size_nm": list(voxel),
+            "field_voxel_nm": [x * STRIDE, y * STRIDE, z],
+            "output": "aligned",
+            **on(squares.finer(Vec3(STRIDE, STRIDE, 1)), 1),
+        },
+        {
+            "use": "misalignments",
+            "image": "jolted",
+            "block": BLOCK,
+            "around": 3,
+            "distance": 2,
+            "least": 0.5,
+            "voxel_size_nm": list(voxel),
+            "output": "misalignments",
+            **on(nodes, BLOCK),
+        },
+        {
+            "use": "segmentation_masks",
+            "image": "jolted",
+            "kind": "output",
+            "defects": "classes",
+            "misalignments": "misalignments",
+            "block": BLOCK,
+            "output": "output_mask",
+            **on(nodes.finer(Vec3(BLOCK, BLOCK, 1)), 1),
+        },
+    ]
+
+
+def matches(run: Run) -> Table:
+    """Read the records of all sections, one after the other."""
+    keys = run.recipe.stage("section_matches").plan()[0]
+    tables = [run.store.read(Record("section_matches", str(key))) for key in keys]
+    names = ("other", "angle", "x", "y", "correlation", "significance")
+    return {name: np.concatenate([t[name] for t in tables]) for name in names}
+
+
+def poses(run: Run) -> Table:
+    """Read where sections lie, and what became of the matches."""
+    table: Table = run.store.read(Record("section_poses", "0_0_0_0"))
+    return {name: table[name] for name in ("z", "x", "y", "angle", "weight", "placed")}
