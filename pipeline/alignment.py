@@ -42,6 +42,8 @@ class LooseStack:
         What the source decodes at once [voxel].
     defect_model : str
         Model that finds folds, cracks and resin; empty for none.
+    defect_threshold : float
+        Least probability of a defect.
     defect_source : str
         Location of a mask of defects that is known already; empty for none.
     farthest_nm : float
@@ -62,6 +64,7 @@ class LooseStack:
     shift: Vec3 = _NOWHERE
     natural_chunk: Vec3 = _STORED
     defect_model: str = "defects-cortex"
+    defect_threshold: float = 0.5
     defect_source: str = ""
     farthest_nm: float = 720.0
     turn_degrees: float = 4.0
@@ -88,8 +91,8 @@ def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
 def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Return the layers and the stages of an alignment, as a recipe has them.
 
-    The last image is the layer ``image``, with ``input_mask`` and ``output_mask`` at the
-    scale that patches were matched at, and ``defects`` at that scale too.
+    The last image is the layer ``image``, with ``input_mask`` and ``output_mask`` in its
+    voxels, and ``defects`` at the scale that patches were matched at.
     """
     size = stack.voxel_size_nm
     work = max(0, round(math.log2(_WORK_NM / size[0])))
@@ -163,6 +166,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 "image": "loose",
                 "mip": work,
                 "model": stack.defect_model,
+                "threshold": stack.defect_threshold,
                 "output": "loose_defects",
                 **_cut(box),
             }
@@ -266,8 +270,8 @@ def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str,
     """Return maps of misalignment at two resolutions, and the two masks."""
     x, y, z = stack.voxel_size_nm
     wide = 2**work * _MAP_PIXELS
+    defects = {"defects": "defects", "defect_block": 2**work} if has_defects else {}
     maps = stack.bounds.coarser(Vec3(wide, wide, 1))
-    box = stack.bounds.coarser(Vec3(2**work, 2**work, 1))
     stages: list[dict[str, Any]] = []
     names = ("misalignments", "coarse_misalignments")
     for mip, name in zip((work + 1, work + 2), names, strict=True):
@@ -287,14 +291,13 @@ def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str,
         {
             "use": "segmentation_masks",
             "image": "image",
-            "mip": work,
             "kind": kind,
-            **({"defects": "defects"} if has_defects else {}),
+            **defects,
             **{name: name for name in names},
-            "block": _MAP_PIXELS,
-            "coarse_block": _MAP_PIXELS,
+            "block": wide,
+            "coarse_block": wide,
             "output": f"{kind}_mask",
-            **_cut(box),
+            **_cut(stack.bounds),
         }
         for kind in ("input", "output")
     ]

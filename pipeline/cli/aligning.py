@@ -30,6 +30,9 @@ def align(
     defect_model: Annotated[
         str, typer.Option(help="Model that finds them; empty for none.")
     ] = "defects-cortex",
+    defect_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Least probability of a defect.")
+    ] = 0.5,
     distance: Annotated[
         int, typer.Option(min=1, max=8, help="Sections before and after that are compared.")
     ] = 3,
@@ -69,6 +72,7 @@ def align(
         shift=moved,
         natural_chunk=natural,
         defect_model="" if defects else defect_model,
+        defect_threshold=defect_threshold,
         defect_source="" if defects is None else absolute(defects),
         farthest_nm=shift,
         turn_degrees=turn,

@@ -21,6 +21,8 @@ _WIDEST = 512
 """Pixels along an axis that sections are compared and drawn at."""
 _BLOCK = 8
 _WORST = 3
+_DRAWN_FINE = 500
+"""Sections of a stack that is drawn in all detail."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
             )
         )
     if picture is not None:
-        _draw(reports, loose, aligned, picture)
+        # A long stack is drawn as coarse as it was compared, for the sake of memory.
+        least = 0 if len(reports) <= _DRAWN_FINE else compared.read_mip
+        _draw(reports, _coarse(run, "loose", least), _coarse(run, "image", least), picture)
     return reports
 
 

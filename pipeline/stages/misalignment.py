@@ -149,6 +149,8 @@ class SegmentationMasks(VolumeStage):
         Which mask.
     defects : str
         Aligned volume of uint8, 0 where a section is whole. Empty for none.
+    defect_block : int
+        Voxels of the masks in a voxel of it, along x and y.
     misalignments : str
         Volume written by `misalignments`. Empty for none.
     coarse_misalignments : str
@@ -166,6 +168,7 @@ class SegmentationMasks(VolumeStage):
     defects: Layer = ""
     misalignments: Layer = ""
     coarse_misalignments: Layer = ""
+    defect_block: int = Field(default=1, ge=1)
     block: int = Field(default=8, ge=1)
     coarse_block: int = Field(default=32, ge=1)
 
@@ -184,8 +187,6 @@ class SegmentationMasks(VolumeStage):
         """Read the same voxels; for the output mask, those of two sections around too."""
         wide = self._wide(task)
         reads: dict[str, Read] = {"image": Region(self.image, wide, self.mip)}
-        if self.defects:
-            reads["defects"] = Region(self.defects, wide)
         for name, layer, block in self._maps:
             limit = self.bounds.coarser(Vec3(block, block, 1))
             box = wide.coarser(Vec3(block, block, 1)).intersection(limit)
@@ -195,6 +196,7 @@ class SegmentationMasks(VolumeStage):
     @property
     def _maps(self) -> list[tuple[str, str, int]]:
         maps = [
+            ("defects", self.defects, self.defect_block),
             ("misalignments", self.misalignments, self.block),
             ("coarse_misalignments", self.coarse_misalignments, self.coarse_block),
         ]
@@ -211,17 +213,20 @@ class SegmentationMasks(VolumeStage):
         """Mask."""
         wide = self._wide(task)
         hidden: NDArray[np.bool_] = np.asarray(image == 0)
-        if defects is not None:
-            hidden |= defects > 0
         wrong = np.zeros(image.shape, np.uint8)
         given = {
+            "defects": defects,
             "misalignments": misalignments,
             "coarse_misalignments": coarse_misalignments,
         }
         for name, _, block in self._maps:
             found = given[name]
             assert found is not None
-            wrong |= self._finer(found, wide, block)
+            there = self._finer(found, wide, block)
+            if name == "defects":
+                hidden |= there > 0
+            else:
+                wrong |= there
         hidden = np.logical_or(hidden, (wrong & SLIP) > 0)
         if self.kind == "input":
             return np.asfortranarray((~hidden).astype(np.uint8))
