@@ -144,8 +144,59 @@ class SkeletonsSpec(_Spec):
     sharding: Sharding | None
 
 
+class ConnectomeSpec(_Spec):
+    """Synapses as Parquet, by pre and by post, and the edges between segments.
+
+    Parameters
+    ----------
+    voxel_size_nm : (x, y, z)
+        Extent of the voxels that sites are in [nm].
+    sharding : Sharding
+        How rows are spread over files, by the hash of their segment.
+    """
+
+    kind: Literal["connectome"] = "connectome"
+    voxel_size_nm: VoxelSize
+    sharding: Sharding
+
+
+class AnnotationsSpec(_Spec):
+    """Synapses as lines that Neuroglancer opens: a Precomputed annotation layer.
+
+    Parameters
+    ----------
+    bounds : Bbox
+        Where sites lie.
+    voxel_size_nm : (x, y, z)
+        Extent of the voxels that sites are in [nm].
+    chunk : Vec3
+        Cell of the finest level of the spatial index [voxel]; cells of each level above
+        are twice as wide.
+    height : int
+        Levels above the finest.
+    limit : int
+        Lines that a cell above the finest shows at most.
+    sharding : Sharding
+        How lines are spread over files by their id, and by their segments.
+    """
+
+    kind: Literal["annotations"] = "annotations"
+    bounds: Bbox
+    voxel_size_nm: VoxelSize
+    chunk: Vec3
+    height: int = Field(ge=0)
+    limit: int = Field(ge=1)
+    sharding: Sharding
+
+
 LayerSpec = Annotated[
-    VolumeSpec | RecordsSpec | MeshesSpec | SkeletonsSpec, Field(discriminator="kind")
+    VolumeSpec
+    | RecordsSpec
+    | MeshesSpec
+    | SkeletonsSpec
+    | ConnectomeSpec
+    | AnnotationsSpec,
+    Field(discriminator="kind"),
 ]
 
 

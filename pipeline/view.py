@@ -25,7 +25,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import neuroglancer
@@ -48,6 +48,16 @@ _CONTROLS = """\
 #uicontrol invlerp normalized
 #uicontrol float brightness slider(min=-1, max=1, default=0)
 #uicontrol float contrast slider(min=-3, max=3, default=0)
+"""
+_LINES = """\
+#uicontrol bool flagged checkbox(default=true)
+void main() {
+  if (!flagged && prop_flags() != 0u) discard;
+  setLineColor(vec3(1.0, 0.85, 0.1), vec3(0.1, 0.8, 1.0));
+  setLineWidth(3.0);
+  setEndpointMarkerColor(vec3(1.0, 0.85, 0.1), vec3(0.1, 0.8, 1.0));
+  setEndpointMarkerSize(6.0);
+}
 """
 _ADJUST = "float adjust(float v) { return (v - 0.5) * exp(contrast) + 0.5 + brightness; }\n"
 _RANGE = re.compile(r"bytes=(?=\d|-\d)(\d*)-(\d*)")
@@ -98,10 +108,36 @@ class ViewLayer:
     value_range: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ViewSynapses:
+    """Synapses to show, as lines from pre to post.
+
+    Parameters
+    ----------
+    name : str
+        Title in the viewer.
+    location : str
+        Cloud path of the annotation layer.
+    segmentation : str
+        Name of the layer whose segments the lines belong to.
+    only_selected : bool
+        Whether only the synapses of selected segments are shown.
+    """
+
+    name: str
+    location: str
+    segmentation: str
+    only_selected: bool = False
+
+
+_Shown = TypeVar("_Shown", ViewLayer, ViewSynapses)
+
+
 def state(
     layers: Sequence[ViewLayer],
     position: Sequence[float] | None = None,
     *,
+    synapses: Sequence[ViewSynapses] = (),
     size: tuple[int, int] = (1280, 800),
     title: str | None = None,
 ) -> neuroglancer.ViewerState:
@@ -116,6 +152,8 @@ def state(
         From the bottom to the top.
     position : (x, y, z) or None
         Where the sections cross, in voxels of the first layer; None is the centre.
+    synapses : sequence of ViewSynapses
+        On top of all.
     size : (width, height)
         Window that the zoom is fitted to [pixel].
     title : str or None
@@ -160,6 +198,11 @@ def state(
         else:
             visible = _is_image(layer) or not has_image
             s.layers.append(name=layer.name, layer=_intensities(layer), visible=visible)
+    for lines in synapses:
+        s.layers.append(name=lines.name, layer=_lines(lines))
+        if lines.segmentation in s.layers:
+            # Lines begin and end within surface meshes, which must let them through.
+            s.layers[lines.segmentation].layer.object_alpha = 0.45
     segmented = [la.name for la in layers if la.spec.kind_of_values == "segmentation"]
     s.selected_layer.layer = (segmented or [layers[0].name])[-1]
     return s
@@ -276,6 +319,7 @@ def launch(
     layers: Sequence[ViewLayer],
     position: Sequence[float] | None = None,
     *,
+    synapses: Sequence[ViewSynapses] = (),
     port: int = 0,
     size: tuple[int, int] = (1280, 800),
     title: str | None = None,
@@ -288,6 +332,8 @@ def launch(
         From the bottom to the top.
     position : (x, y, z) or None
         Where the sections cross, in voxels of the first layer; None is the centre.
+    synapses : sequence of ViewSynapses
+        On top of all.
     port : int
         Port of the viewer, of no effect on one that runs in this process already;
         layers are served on the ports that follow. With 0, any that are free.
@@ -308,7 +354,8 @@ def launch(
     servers: dict[Path, LayerServer] = {}
     try:
         shown = [_served(layer, servers, port) for layer in layers]
-        described = state(shown, position, size=size, title=title)
+        lines = [_served(layer, servers, port) for layer in synapses]
+        described = state(shown, position, synapses=lines, size=size, title=title)
         client = _client(port)
         client.set_state(described)
     except BaseException:
@@ -322,6 +369,7 @@ def hosted_url(
     layers: Sequence[ViewLayer],
     position: Sequence[float] | None = None,
     *,
+    synapses: Sequence[ViewSynapses] = (),
     client: str = HOSTED_CLIENT,
     size: tuple[int, int] = (1280, 800),
     title: str | None = None,
@@ -337,6 +385,8 @@ def hosted_url(
         From the bottom to the top.
     position : (x, y, z) or None
         Where the sections cross, in voxels of the first layer; None is the centre.
+    synapses : sequence of ViewSynapses
+        On top of all.
     client : str
         Address of the hosted client.
     size : (width, height)
@@ -351,14 +401,15 @@ def hosted_url(
     GeometryError
         If there is no layer, or if the position does not have three axes.
     """
-    private = [la for la in layers if _scheme(la.location) not in PUBLIC_SCHEMES]
+    every: list[ViewLayer | ViewSynapses] = [*layers, *synapses]
+    private = [la for la in every if _scheme(la.location) not in PUBLIC_SCHEMES]
     if private:
         named = ", ".join(f"{la.name} ({la.location})" for la in private)
         raise PermanentError(
             f"a hosted viewer cannot reach {named}; copy to gs://, s3:// or https:// "
             "first, or open the viewer on this machine"
         )
-    described = state(layers, position, size=size, title=title)
+    described = state(layers, position, synapses=synapses, size=size, title=title)
     return str(neuroglancer.to_url(described, prefix=client.rstrip("/") + "/"))
 
 
@@ -517,6 +568,16 @@ def _segmentation(layer: ViewLayer) -> neuroglancer.SegmentationLayer:
     )
 
 
+def _lines(synapses: ViewSynapses) -> neuroglancer.AnnotationLayer:
+    sides = ("pre_segment", "post_segment")
+    return neuroglancer.AnnotationLayer(
+        source=f"precomputed://{_bare(synapses.location)}",
+        linked_segmentation_layer=dict.fromkeys(sides, synapses.segmentation),
+        filter_by_segmentation=list(sides) if synapses.only_selected else [],
+        shader=_LINES,
+    )
+
+
 def _client(port: int) -> neuroglancer.Viewer:
     """Start the viewer, on a port tried first: its server fails untidily."""
     if port and not neuroglancer.is_server_running():
@@ -535,7 +596,7 @@ def _port_taken(port: int, error: OSError) -> PermanentError:
     )
 
 
-def _served(layer: ViewLayer, servers: dict[Path, LayerServer], port: int) -> ViewLayer:
+def _served(layer: _Shown, servers: dict[Path, LayerServer], port: int) -> _Shown:
     """Return the layer with an HTTP location, starting a server if it is local."""
     if _scheme(layer.location) not in ("file", ""):
         return layer

@@ -174,16 +174,18 @@ def view(
     Example: em view --root out
     """
     from pipeline import view as neuroglancer_view
-    from pipeline.runtime.results import view_layers
+    from pipeline.runtime.results import view_layers, view_synapses
 
     chosen = None if segments is None else ints(segments)
-    found = [v for r in open_runs(root, recipe) for v in view_layers(r, segments=chosen)]
+    runs = open_runs(root, recipe)
+    found = [v for r in runs for v in view_layers(r, segments=chosen)]
     layers = list({layer.location: layer for layer in found}.values())
+    synapses = [s for r in runs for s in view_synapses(r, only_selected=bool(chosen))]
     place = None if position is None else ints(position)
     if url:
-        typer.echo(neuroglancer_view.hosted_url(layers, place))
+        typer.echo(neuroglancer_view.hosted_url(layers, place, synapses=synapses))
         return
-    with neuroglancer_view.launch(layers, place, port=port) as viewer:
+    with neuroglancer_view.launch(layers, place, synapses=synapses, port=port) as viewer:
         if screenshot is not None:
             neuroglancer_view.screenshot(viewer, screenshot)
             typer.echo(f"picture: {screenshot}")

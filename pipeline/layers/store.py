@@ -16,13 +16,23 @@ from pipeline.errors import (
     SourceError,
     StaleOutputError,
 )
-from pipeline.layers import meshes, records, sharding, skeletons, volumes
+from pipeline.layers import (
+    connectome,
+    meshes,
+    records,
+    sharding,
+    skeletons,
+    synapse_lines,
+    volumes,
+)
 from pipeline.layers.folder import (
     checksum,
     normalize,
     open_folder,
 )
 from pipeline.specs import (
+    AnnotationsSpec,
+    ConnectomeSpec,
     LayerSpec,
     Mesh,
     Meshes,
@@ -152,11 +162,16 @@ class Store:
             return volumes.volume_spec(info, self.location(layer))
         if info == _RECORDS_INFO:
             return RecordsSpec()
-        found = meshes.meshes_spec(info) or skeletons.skeletons_spec(info)
+        found = (
+            meshes.meshes_spec(info)
+            or skeletons.skeletons_spec(info)
+            or connectome.connectome_spec(info)
+            or synapse_lines.annotations_spec(info)
+        )
         if found is None:
             raise SourceError(
                 f"{layer}: the info at {self.location(layer)} describes neither a volume "
-                "nor records, meshes or skeletons; name another place"
+                "nor records, meshes, skeletons or synapses; name another place"
             )
         return found
 
@@ -441,6 +456,10 @@ def _info(layer: str, spec: LayerSpec) -> dict[str, Any]:
         return meshes.meshes_info(layer, spec)
     if isinstance(spec, SkeletonsSpec):
         return skeletons.skeletons_info(spec)
+    if isinstance(spec, ConnectomeSpec):
+        return connectome.connectome_info(spec)
+    if isinstance(spec, AnnotationsSpec):
+        return synapse_lines.annotations_info(spec)
     return _RECORDS_INFO
 
 
@@ -458,6 +477,10 @@ def _encoded(
         return meshes.encode(target, spec, value)
     elif isinstance(spec, SkeletonsSpec) and isinstance(value, Skeletons):
         return skeletons.encode(target, spec, value)
+    elif isinstance(spec, ConnectomeSpec) and isinstance(value, dict):
+        return connectome.encode(target, spec, value)
+    elif isinstance(spec, AnnotationsSpec) and isinstance(value, dict):
+        return synapse_lines.encode(target, spec, value)
     raise DataError(
         f"{target.layer}: a layer of {spec.kind} does not hold {type(value).__name__} at a "
         f"{type(target).__name__.lower()}; mend the stage that returned it"

@@ -1,6 +1,7 @@
 """What one asks of the phantom: labels, image and affinities of any box."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Generic, Literal, TypeVar, overload
 
 import numpy as np
@@ -8,9 +9,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import gaussian_filter
 
-from pipeline.phantom import appearance
+from pipeline.phantom import appearance, synapses
 from pipeline.phantom.hashing import bell, key, lattice_hash
 from pipeline.phantom.partition import Tiles, partition, tile_shape
+from pipeline.phantom.synapses import PhantomSynapse
 from pipeline.phantom.tissue import Cells, Tissue
 
 Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -48,6 +50,8 @@ class Phantom(BaseModel):
         Scale of the noise in each voxel.
     missing_sections : float
         Share of sections that are lost: their image is 0, their labels are as ever.
+    synapses : float
+        Share of cells of 640 nm that may hold a synapse; 0 is tissue without any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +64,7 @@ class Phantom(BaseModel):
     section_noise: Strength = 1.0
     grain: Strength = 1.0
     missing_sections: Share = 0.0
+    synapses: Share = 0.0
 
     def labels(self, start: Sequence[int], stop: Sequence[int]) -> NDArray[np.uint64]:
         """Say which object each voxel belongs to.
@@ -115,14 +120,70 @@ class Phantom(BaseModel):
             drawn.put(
                 tiles, appearance.drawn(tiles, self.seed, self.membrane_nm, self.spacing_nm)
             )
+        brightness = drawn.array()
+        for synapse in self.synapses_in(*around):
+            synapses.draw(
+                brightness,
+                around[0],
+                synapse,
+                seed=self.seed,
+                voxel_size_nm=self.voxel_size_nm,
+            )
         return appearance.exposed(
-            drawn.array(),
+            brightness,
             box[0],
             seed=self.seed,
             grain=self.grain,
             section_noise=self.section_noise,
             missing_sections=self.missing_sections,
         )
+
+    def clefts(self, start: Sequence[int], stop: Sequence[int]) -> NDArray[np.uint64]:
+        """Say which synaptic cleft each voxel belongs to.
+
+        Parameters
+        ----------
+        start, stop : (x, y, z)
+            The box, half-open [voxel].
+
+        Returns
+        -------
+        uint64 array, (x, y, z)
+            The id of the synapse, below 2**53; 0 is none.
+
+        Raises
+        ------
+        ValueError
+            If the box is swapped.
+        """
+        box = _box(start, stop)
+        out = np.zeros(box[1] - box[0], np.uint64, order="F")
+        for one in self.synapses_in(*box):
+            place = np.argwhere(one.cleft) + one.start - box[0]
+            within = ((place >= 0) & (place < out.shape)).all(axis=1)
+            out[tuple(place[within].T)] = one.id
+        return out
+
+    def synapses_in(
+        self, start: Sequence[int] | Cells, stop: Sequence[int] | Cells
+    ) -> list[PhantomSynapse]:
+        """List the synapses that may reach into a box, cell by cell.
+
+        Parameters
+        ----------
+        start, stop : (x, y, z)
+            The box, half-open [voxel].
+
+        Raises
+        ------
+        ValueError
+            If the box is swapped.
+        """
+        if self.synapses == 0:
+            return []
+        cells = synapses.cells_of(*_box(start, stop), self.voxel_size_nm)
+        found = [_synapse_of(self, cell) for cell in cells]
+        return [one for one in found if one is not None]
 
     @overload
     def affinities(
@@ -268,7 +329,19 @@ class _Assembly(Generic[S]):
         )
 
 
-def _box(start: Sequence[int], stop: Sequence[int]) -> tuple[Cells, Cells]:
+@lru_cache(maxsize=4096)
+def _synapse_of(phantom: Phantom, cell: tuple[int, int, int]) -> PhantomSynapse | None:
+    return synapses.synapse_of(
+        cell,
+        lambda start, stop: phantom.labels(start.tolist(), stop.tolist()),
+        seed=phantom.seed,
+        share=phantom.synapses,
+        membrane_nm=phantom.membrane_nm,
+        voxel_size_nm=phantom.voxel_size_nm,
+    )
+
+
+def _box(start: Sequence[int] | Cells, stop: Sequence[int] | Cells) -> tuple[Cells, Cells]:
     low, high = np.array(start, dtype=np.int64), np.array(stop, dtype=np.int64)
     if low.shape != (3,) or high.shape != (3,) or (low > high).any():
         raise ValueError(

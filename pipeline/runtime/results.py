@@ -12,7 +12,7 @@ from pipeline.runtime.run import Run
 from pipeline.specs import Mesh, Region, VolumeSpec
 
 if TYPE_CHECKING:
-    from pipeline.view import ViewLayer
+    from pipeline.view import ViewLayer, ViewSynapses
 
 _SELECTED = 12
 _CANDIDATES = 60
@@ -34,17 +34,20 @@ def view_layers(run: Run, *, segments: list[int] | None = None) -> list[ViewLaye
 
     written = [stage.output for stage in run.recipe.stages]
     outside = [layer for layer in run.recipe.external if run.store.is_precomputed(layer)]
+    linked = {lines.segmentation for lines in view_synapses(run)}
     layers = []
     for layer in (*outside, *written):
         spec = run.specs[layer]
         meshes = f"{layer}/meshes" in written
         # Basins and supervoxels are means to an end.
-        is_shown = layer in _SHOWN or layer in outside or meshes
+        is_shown = layer in (*_SHOWN, *linked) or layer in outside or meshes
         if not is_shown or not isinstance(spec, VolumeSpec):
             continue
         selected: list[int] = []
         if meshes:
             selected = largest_segments(run, layer) if segments is None else segments
+        elif layer in linked and segments is not None:
+            selected = segments
         layers.append(
             ViewLayer(
                 name=layer,
@@ -56,6 +59,33 @@ def view_layers(run: Run, *, segments: list[int] | None = None) -> list[ViewLaye
             )
         )
     return layers
+
+
+def view_synapses(run: Run, *, only_selected: bool = False) -> list[ViewSynapses]:
+    """Describe the synapses of a run for the viewer.
+
+    Parameters
+    ----------
+    run : Run
+        Started.
+    only_selected : bool
+        Whether only those of selected segments are shown.
+    """
+    from pipeline.stages.partners import Partners
+    from pipeline.stages.synapses import Annotations
+    from pipeline.view import ViewSynapses
+
+    segmentations = [s.segmentation for s in run.recipe.stages if isinstance(s, Partners)]
+    return [
+        ViewSynapses(
+            name=stage.output,
+            location=run.store.location(stage.output),
+            segmentation=segmentations[-1] if segmentations else "segmentation",
+            only_selected=only_selected,
+        )
+        for stage in run.recipe.stages
+        if isinstance(stage, Annotations)
+    ]
 
 
 def largest_segments(run: Run, layer: str, count: int = _SELECTED) -> list[int]:

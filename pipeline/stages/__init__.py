@@ -3,6 +3,13 @@
 from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
+from pipeline.stages.components import (
+    ComponentExtents,
+    ComponentGraphs,
+    ComponentPieces,
+    Components,
+    ComponentTable,
+)
 from pipeline.stages.defects import Defects
 from pipeline.stages.downsample import Downsample
 from pipeline.stages.flows import Fields, Flows, Relaxation
@@ -12,12 +19,20 @@ from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.misalignment import Misalignments, SegmentationMasks
 from pipeline.stages.overlaps import Overlaps
+from pipeline.stages.partners import ContactPartners, NetPartners
 from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.relabel import Relabel
 from pipeline.stages.sections import SectionMatches, SectionPoses
 from pipeline.stages.semantic import Semantic
 from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
 from pipeline.stages.supervoxels import BasinGraphs, Basins, SupervoxelTable
+from pipeline.stages.synapses import (
+    Annotations,
+    Connectome,
+    SynapseCells,
+    Synapses,
+    SynapseSegments,
+)
 from pipeline.stages.warp import Warp
 
 STAGES: dict[str, type[Stage]] = {
@@ -48,5 +63,17 @@ STAGES: dict[str, type[Stage]] = {
     "skeletons": CenterlineSkeletons,
     "overlaps": Overlaps,
     "image_quality": ImageQuality,
+    "component_pieces": ComponentPieces,
+    "component_graph": ComponentGraphs,
+    "component_table": ComponentTable,
+    "component_extents": ComponentExtents,
+    "components": Components,
+    "contact_partners": ContactPartners,
+    "net_partners": NetPartners,
+    "synapse_segments": SynapseSegments,
+    "synapses": Synapses,
+    "connectome": Connectome,
+    "synapse_cells": SynapseCells,
+    "annotations": Annotations,
 }
 """The table of stages: what ``use`` may say in a recipe."""

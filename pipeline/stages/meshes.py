@@ -64,6 +64,8 @@ class SurfaceMeshes(ShardStage):
         for the next [nm].
     levels_of_detail : int
         Levels of a multiresolution mesh, each with a quarter of the triangles.
+    sharded : bool
+        Whether a task writes one shard file, or files for each segment.
     """
 
     name: ClassVar[str] = "meshes"
@@ -74,6 +76,7 @@ class SurfaceMeshes(ShardStage):
     reduction: int = Field(default=10, ge=1)
     max_error_nm: float = Field(default=30.0, gt=0)
     levels_of_detail: int = Field(default=3, ge=1, le=8)
+    sharded: bool = True
 
     def process(self, task: Task, fragments: list[Table]) -> Meshes:
         """Weld, clear dust, simplify."""

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from pipeline.errors import BackendError, ModelError
 from pipeline.geometry import Vec3
-from pipeline.specs import Read, Region, VolumeSpec
-from pipeline.stages.base import Layer, Pool, Specs, Task
+from pipeline.specs import Read, Region, VolumeSpec, VoxelSize
+from pipeline.stages.base import Layer, Pool, Specs, Stage, Task
 from pipeline.stages.volume import (
     VolumeStage,
     expect_bounds,
@@ -31,32 +31,15 @@ _FARTHEST_SCALE = 1.6
 """How far voxels may be from those that a net was trained at, along any axis."""
 
 
-class Prediction(VolumeStage):
-    """What a net says of an image.
-
-    Patches lie on one grid from the start of the bounds, whatever the chunks, and every
-    patch that touches a chunk is predicted whole; so the halo is up to a patch wide and
-    no seam shows. Where the image is blank the net does not run, and says 0.
+class NetStage(Stage):
+    """What the stages that run a net have in common, whatever they give it.
 
     Parameters
     ----------
-    image : str
-        Volume of uint8 intensities.
     model : str
         Folder of the model, or its name in ``$EM_MODELS`` or in the project's ``models``.
     weights : str
         Digest of the model; filled in when a run starts.
-    mip : int
-        Mip of the image that is read; ``bounds`` are in its voxels.
-    image_mask : str
-        Volume of uint8 in the voxels of the output; where it is 0 the net sees 0 instead of
-        the image. Empty for none.
-    output_mask : str
-        Volume of uint8 in the voxels of the output; where it is 0 the output is 0. Empty
-        for none.
-    turns : {1, 8, 16}
-        In how many ways each patch is turned and flipped, and computed: as it is, within
-        the section, or with z flipped too. The mean over all is taken.
     backend : {"auto", "torch", "compiled", "openvino"}
         What computes; settled when a run starts, so that all its workers use the same.
     device : {"auto", "cpu", "cuda"}
@@ -69,13 +52,8 @@ class Prediction(VolumeStage):
     places: ClassVar[frozenset[str]] = frozenset({"model"})
     streams: ClassVar[bool] = True
 
-    image: Layer
     model: str
     weights: str = ""
-    mip: int = Field(default=0, ge=0)
-    image_mask: Layer = ""
-    output_mask: Layer = ""
-    turns: Literal[1, 8, 16] = 1
     backend: Literal["auto", "torch", "compiled", "openvino"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: int = Field(default=1, ge=1)
@@ -84,6 +62,99 @@ class Prediction(VolumeStage):
     @abstractmethod
     def head_name(self) -> str:
         """Head of the model that is taken."""
+
+    def pinned(self) -> Self:
+        """Fix the weights, and what computes.
+
+        Raises
+        ------
+        ModelError
+            If there is no such model, or if the weights are others than those fixed.
+        BackendError
+            If the backend does not run on the device.
+        """
+        from pipeline.nets.backends import choose
+
+        found = self._config.digest
+        weights = model_folder(self.model) / self._config.weights
+        if not weights.is_file():
+            raise ModelError(
+                f"model {self.model} has no weights at {weights}; fetch them, or train and "
+                "export them"
+            )
+        if self.weights and found != self.weights:
+            raise ModelError(
+                f"model {self.model} has digest {found}, not {self.weights}; restore it, "
+                "or leave out weights to take what is there"
+            )
+        backend, device = choose(self.backend, self.device)
+        return self.model_copy(
+            update={"weights": found, "backend": backend, "device": device}
+        )
+
+    def voxel_faults(self, layer: str, size_nm: VoxelSize, mip: int = 0) -> list[str]:
+        """Say so if voxels are far from those that the net was trained at."""
+        trained = self._config.voxel_size_nm
+        if all(
+            1 / _FARTHEST_SCALE <= a / b <= _FARTHEST_SCALE
+            for a, b in zip(size_nm, trained, strict=True)
+        ):
+            return []
+        return [
+            f"{self.name}: voxels of {layer} at mip {mip} are {size_nm} nm and model "
+            f"{self.model} was trained at {trained} nm; use a mip or a model nearer to it"
+        ]
+
+    @property
+    def head_of_model(self) -> Head:
+        """The head that is taken."""
+        return next(h for h in self._config.head if h.name == self.head_name)
+
+    @property
+    def _config(self) -> ModelConfig:
+        return _config(str(model_folder(self.model)))
+
+    def _runner(self, threads: int) -> Runner:
+        return _runner(
+            str(model_folder(self.model)),
+            self.weights,
+            self.head_name,
+            self.backend,
+            self.device,
+            self.batch,
+            threads,
+        )
+
+
+class Prediction(NetStage, VolumeStage):
+    """What a net says of an image.
+
+    Patches lie on one grid from the start of the bounds, whatever the chunks, and every
+    patch that touches a chunk is predicted whole; so the halo is up to a patch wide and
+    no seam shows. Where the image is blank the net does not run, and says 0.
+
+    Parameters
+    ----------
+    image : str
+        Volume of uint8 intensities.
+    mip : int
+        Mip of the image that is read; ``bounds`` are in its voxels.
+    image_mask : str
+        Volume of uint8 in the voxels of the output; where it is 0 the net sees 0 instead of
+        the image. Empty for none.
+    output_mask : str
+        Volume of uint8 in the voxels of the output; where it is 0 the output is 0. Empty
+        for none.
+    turns : {1, 8, 16}
+        In how many ways each patch is turned and flipped, and computed: as it is, within
+        the section, or with z flipped too. The mean over all is taken.
+    """
+
+    image: Layer
+    mip: int = Field(default=0, ge=0)
+    image_mask: Layer = ""
+    output_mask: Layer = ""
+    turns: Literal[1, 8, 16] = 1
 
     @abstractmethod
     def head_faults(self, head: Head) -> list[str]:
@@ -138,35 +209,6 @@ class Prediction(VolumeStage):
         extra = (channels,) if channels > 1 else ()
         return np.zeros((*task.box.shape, *extra), dtype, order="F")
 
-    def pinned(self) -> Self:
-        """Fix the weights, and what computes.
-
-        Raises
-        ------
-        ModelError
-            If there is no such model, or if the weights are others than those fixed.
-        BackendError
-            If the backend does not run on the device.
-        """
-        from pipeline.nets.backends import choose
-
-        found = self._config.digest
-        weights = model_folder(self.model) / self._config.weights
-        if not weights.is_file():
-            raise ModelError(
-                f"model {self.model} has no weights at {weights}; fetch them, or train and "
-                "export them"
-            )
-        if self.weights and found != self.weights:
-            raise ModelError(
-                f"model {self.model} has digest {found}, not {self.weights}; restore it, "
-                "or leave out weights to take what is there"
-            )
-        backend, device = choose(self.backend, self.device)
-        return self.model_copy(
-            update={"weights": found, "backend": backend, "device": device}
-        )
-
     def check(self, specs: Specs) -> list[str]:
         """Check the image, the masks, and whether the model gives what is asked for."""
         faults = expect_volume(self.name, specs, self.image, dtypes=("uint8",))
@@ -182,15 +224,8 @@ class Prediction(VolumeStage):
             config = self._config
         except ModelError as error:
             return [*faults, f"{self.name}: {error}"]
-        if isinstance(spec, VolumeSpec) and any(
-            not 1 / _FARTHEST_SCALE <= a / b <= _FARTHEST_SCALE
-            for a, b in zip(spec.voxel_size_at(self.mip), config.voxel_size_nm, strict=True)
-        ):
-            faults.append(
-                f"{self.name}: voxels of {self.image} at mip {self.mip} are "
-                f"{spec.voxel_size_at(self.mip)} nm and model {self.model} was trained at "
-                f"{config.voxel_size_nm} nm; use a mip or a model nearer to it"
-            )
+        if isinstance(spec, VolumeSpec):
+            faults += self.voxel_faults(self.image, spec.voxel_size_at(self.mip), self.mip)
         if len(config.inputs) > 1:
             faults.append(
                 f"{self.name}: model {self.model} takes {', '.join(config.inputs)}, and "
@@ -248,26 +283,6 @@ class Prediction(VolumeStage):
         if not isinstance(image, VolumeSpec):
             raise TypeError(f"{self.image} holds {image.kind}, and a volume is needed")
         return image.voxel_size_at(self.mip)
-
-    @property
-    def head_of_model(self) -> Head:
-        """The head that is taken."""
-        return next(h for h in self._config.head if h.name == self.head_name)
-
-    @property
-    def _config(self) -> ModelConfig:
-        return _config(str(model_folder(self.model)))
-
-    def _runner(self, threads: int) -> Runner:
-        return _runner(
-            str(model_folder(self.model)),
-            self.weights,
-            self.head_name,
-            self.backend,
-            self.device,
-            self.batch,
-            threads,
-        )
 
 
 def model_folder(name: str) -> Path:

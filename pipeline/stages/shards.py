@@ -136,8 +136,6 @@ class ShardStage(Stage):
         Records of the pieces.
     sharding : Sharding
         How ids are spread over tasks, and over shard files where there are any.
-    sharded : bool
-        Whether a task writes one shard file, or files for each segment.
     """
 
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -146,7 +144,6 @@ class ShardStage(Stage):
 
     fragments: Layer
     sharding: Sharding = Sharding()
-    sharded: bool = True
 
     def grid_at(self, level: int) -> Grid:
         """Return a row of shards."""

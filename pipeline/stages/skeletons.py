@@ -64,6 +64,8 @@ class CenterlineSkeletons(ShardStage):
         Components with less cable are dropped [nm].
     tick_nm : float
         Terminal twigs shorter than this are cut [nm].
+    sharded : bool
+        Whether a task writes one shard file, or files for each segment.
     """
 
     name: ClassVar[str] = "skeletons"
@@ -71,6 +73,7 @@ class CenterlineSkeletons(ShardStage):
 
     dust_nm: float = Field(default=1000.0, ge=0)
     tick_nm: float = Field(default=500.0, ge=0)
+    sharded: bool = True
 
     def process(self, task: Task, fragments: list[Table]) -> Skeletons:
         """Join the pieces of each segment."""

@@ -29,7 +29,7 @@ from pipeline.stages.agglomeration import REFUSALS
 from pipeline.stages.base import Stage
 from pipeline.stages.shards import unpack
 
-from . import alignment
+from . import alignment, synapses
 
 START = Vec3(5, 3, 2)
 SHAPE = Vec3(42, 34, 17)
@@ -81,9 +81,33 @@ channels = ["glia", "axon", "unknown", "soma"]
 # -- the world ------------------------------------------------------------------------
 
 
+PARTNERS_TOML = """
+name = "tiny-partners"
+inputs = ["image", "cleft"]
+voxel_size_nm = [16.0, 16.0, 40.0]
+sha256 = "{sha256}"
+
+[architecture]
+widths = [2, 3]
+
+[normalisation]
+mean = 128.0
+std = 50.0
+
+[inference]
+patch = [12, 12, 6]
+overlap = [0, 0, 0]
+
+[[head]]
+name = "partners"
+kind = "masks"
+channels = ["pre", "post"]
+"""
+
+
 @dataclass(frozen=True)
 class World:
-    """Layers that nobody in an example writes, and a model.
+    """Layers that nobody in an example writes, and models.
 
     ``raw`` lies at zero and is uint16; all others have `BOUNDS`: ``image``, ``labels``
     (the truth), ``parts`` (the truth, cut slantwise into slabs), ``classes`` (semantic
@@ -93,6 +117,7 @@ class World:
 
     root: str
     model: str
+    partners: str = ""
 
     @property
     def layers(self) -> dict[str, str]:
@@ -105,15 +130,22 @@ class World:
     @classmethod
     def make(cls, folder: Path) -> World:
         """Fill a folder with tissue of the phantom, and make a model."""
-        return cls.of(tissue(), folder / "world", str(make_model(folder / "tiny")))
+        models = make_model(folder / "tiny"), make_model(folder / "two", PARTNERS_TOML)
+        return cls.of(tissue(), folder / "world", *map(str, models))
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]], folder: Path, model: str = "") -> World:
+    def of(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        folder: Path,
+        model: str = "",
+        partners: str = "",
+    ) -> World:
         """Fill a folder with given arrays."""
         store = Store(str(folder))
         for layer, array in arrays.items():
             _put(store, layer, array, Vec3(0, 0, 0) if layer == "raw" else START)
-        return cls(store.root, model)
+        return cls(store.root, model, partners)
 
 
 def tissue() -> dict[str, NDArray[Any]]:
@@ -151,7 +183,7 @@ def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3) -> None:
     store.write(Region(layer, spec.bounds), spec, np.asfortranarray(array))
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, toml: str = MODEL_TOML) -> Path:
     """Make a model of few weights, drawn by chance."""
     import torch
 
@@ -159,12 +191,12 @@ def make_model(folder: Path) -> Path:
     from pipeline.nets.model import build_net, pack_weights
 
     folder.mkdir()
-    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=""))
+    (folder / "model.toml").write_text(toml.format(sha256=""))
     torch.manual_seed(7)
     content = pack_weights(build_net(ModelConfig.load(folder)).state_dict())
     (folder / "weights.safetensors").write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
-    (folder / "model.toml").write_text(MODEL_TOML.format(sha256=sha256))
+    (folder / "model.toml").write_text(toml.format(sha256=sha256))
     return folder
 
 
@@ -593,6 +625,40 @@ def n_components(n: int, edges: NDArray[Any]) -> int:
     return int(connected_components(graph, directed=False)[0])
 
 
+def _components(n: int, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the first n stages from a map to components; the image serves for a map."""
+    return lambda chunk, world: synapses.components(chunk, "image", **fields)[:n]
+
+
+def _to_components(n: int) -> dict[str, Any]:
+    """Return the first n stages to a volume of components, seen through those left."""
+    return {
+        "entries": _components(n),
+        "joined_by": lambda chunk: synapses.components(chunk, "image")[n:4],
+        "result": lambda run: volume(run, "clefts"),
+    }
+
+
+def _wiring(output: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the stages from a map of clefts up to the one that writes a layer."""
+
+    def entries(chunk: Vec3, world: World) -> list[Entry]:
+        made = synapses.wiring(chunk, "image", segments="labels", **fields)
+        outputs = [entry["output"] for entry in made]
+        return made[: outputs.index(output) + 1]
+
+    return entries
+
+
+def _by_net(chunk: Vec3, world: World) -> list[Entry]:
+    """Take a net that sees an image and a cleft."""
+    return _wiring("partners", model=world.partners, image="image")(chunk, world)
+
+
+def _rows_of(layer: str, parts: str = "") -> Callable[[Run], Any]:
+    return lambda run: synapses.rows(run, layer, parts)
+
+
 def _volume_of(layer: str) -> Callable[[Run], Any]:
     return lambda run: volume(run, layer)
 
@@ -638,6 +704,21 @@ EXAMPLES: dict[str, Example] = {
     ),
     "overlaps": Example(_overlaps, overlaps),
     "image_quality": Example(_image_quality, qualities),
+    "component_pieces": Example(**_to_components(1)),
+    "component_graph": Example(**_to_components(2)),
+    "component_table": Example(**_to_components(3)),
+    "components by faces": Example(_components(4, connectivity=6), _volume_of("clefts")),
+    "component_extents": Example(_components(5), synapses.extents),
+    "components": Example(_components(6), _rows_of("cleft_list")),
+    "contact_partners": Example(
+        _wiring("partners", supervoxels="parts"), _rows_of("partners")
+    ),
+    "net_partners": Example(_by_net, _rows_of("partners")),
+    "synapse_segments": Example(_wiring("synapse_segments"), _rows_of("synapse_segments")),
+    "synapses": Example(_wiring("synapses"), _rows_of("synapses", "id:")),
+    "synapse_cells": Example(_wiring("synapse_cells"), synapses.cells),
+    "connectome": Example(_wiring("connectome"), synapses.tables),
+    "annotations": Example(_wiring("annotations"), synapses.lines),
     "defects": Example(_predicted("defects", threshold=0.45), _volume_of("predicted")),
     "section_matches": Example(_aligning("section_matches"), alignment.matches),
     "section_poses": Example(_aligning("section_poses"), alignment.poses),

@@ -195,6 +195,8 @@ SIDES = [
     ("region_graph", "region_graph", "before"),
     ("mesh_fragments", "fragments", "after"),
     ("image_quality", "quality", "after"),
+    ("component_graph", "cleft_graph", "before"),
+    ("component_graph", "cleft_graph", "after"),
 ]
 
 

@@ -11,9 +11,9 @@ from pipeline.layers.folder import LocalFolder
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
-from pipeline.specs import MeshesSpec, SkeletonsSpec, VolumeSpec
+from pipeline.specs import AnnotationsSpec, MeshesSpec, SkeletonsSpec, VolumeSpec
 
-from .examples import EXAMPLES, SHAPE, World, finished, make_model
+from .examples import EXAMPLES, PARTNERS_TOML, SHAPE, World, finished, make_model
 
 CHUNK = Vec3(23, 19, 9)
 
@@ -200,13 +200,15 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
         blank[layer] = blank["image"]
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
-    world = World.of(blank, tmp_path / "world", str(make_model(tmp_path / "tiny")))
+    models = make_model(tmp_path / "tiny"), make_model(tmp_path / "two", PARTNERS_TOML)
+    world = World.of(blank, tmp_path / "world", *map(str, models))
     example = EXAMPLES[name]
     run = finished(example.recipe(CHUNK, world, joined=True), tmp_path / "root")
     for stage in run.recipe.stages:
         for done in run.done_records(stage):
             assert done.blank == isinstance(
-                run.specs[stage.output], VolumeSpec | MeshesSpec | SkeletonsSpec
+                run.specs[stage.output],
+                VolumeSpec | MeshesSpec | SkeletonsSpec | AnnotationsSpec,
             )
 
 

@@ -48,7 +48,7 @@ EXACT = (
 
 def digests() -> dict[str, str]:
     """Return the digest of every example, which no place changes."""
-    nowhere = World("nowhere", "nowhere")
+    nowhere = World("nowhere", "nowhere", "nowhere")
     return {name: e.stage(CHUNK, nowhere).digest for name, e in EXAMPLES.items()}
 
 

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import socket
+from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
 import neuroglancer
@@ -16,6 +17,7 @@ from pipeline.specs import VolumeSpec
 from pipeline.view import (
     Viewer,
     ViewLayer,
+    ViewSynapses,
     hosted_url,
     launch,
     screenshot,
@@ -375,3 +377,44 @@ class TestLaunch:
             screenshot(viewer, tmp_path / "x.png", browser="no-such-browser")
         assert isinstance(viewer, Viewer)
         assert not (tmp_path / "x.png").exists()
+
+
+class TestSynapses:
+    LINES = ViewSynapses("synapses", "gs://bucket/run/lines", "segmentation")
+
+    def test_lines_belong_to_segments_and_lie_on_top(self):
+        layers = [layer(), layer("segmentation", **SEGMENTATION)]
+        shown = json_of(state(layers, synapses=[self.LINES]))["layers"]
+        assert [one["name"] for one in shown] == ["image", "segmentation", "synapses"]
+        lines = shown[-1]
+        assert lines["type"] == "annotation"
+        assert lines["source"][0]["url"] == "precomputed://gs://bucket/run/lines"
+        assert lines["linkedSegmentationLayer"] == {
+            "pre_segment": "segmentation",
+            "post_segment": "segmentation",
+        }
+        assert not lines.get("filterBySegmentation")
+        assert shown[1]["objectAlpha"] < 1
+
+    def test_those_of_selected_segments_alone(self):
+        only = replace(self.LINES, only_selected=True)
+        lines = json_of(state([layer()], synapses=[only]))["layers"][-1]
+        assert lines["filterBySegmentation"] == ["pre_segment", "post_segment"]
+
+    def test_a_hosted_viewer_must_reach_them_too(self):
+        local = replace(self.LINES, location="file:///run/lines")
+        with pytest.raises(PermanentError, match=r"cannot reach synapses \(file"):
+            hosted_url([layer()], synapses=[local])
+        assert "lines" in unquote(hosted_url([layer()], synapses=[self.LINES]))
+
+    def test_local_ones_are_served(self, tmp_path):
+        for name in ("image", "lines"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "info").write_text("{}")
+        lines = replace(self.LINES, location=f"file://{tmp_path}/lines")
+        with launch(
+            [layer(location=f"file://{tmp_path}/image")], synapses=[lines]
+        ) as viewer:
+            source = viewer.client.state.layers["synapses"].layer.source[0].url
+            assert source.startswith("precomputed://http://127.0.0.1:")
+            assert len(viewer.servers) == 1

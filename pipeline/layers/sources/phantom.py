@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.geometry import Bbox, Vec3
 from pipeline.layers.sources.base import Source
 from pipeline.phantom import Phantom
 
-_ADDRESS = re.compile(r"phantom://(\d+),(\d+),(\d+)/(image|labels)(?:\?(.*))?")
+_ADDRESS = re.compile(r"phantom://(\d+),(\d+),(\d+)/(image|labels|clefts)(?:\?(.*))?")
 _CHUNK = Vec3(128, 128, 32)
 
 
@@ -25,8 +26,9 @@ class PhantomSource(Source):
     Parameters
     ----------
     location : str
-        ``phantom://X,Y,Z/image`` or ``/labels``, with the phantom's plain fields behind
-        a question mark: ``phantom://512,512,100/image?seed=7&branching=0.2``.
+        ``phantom://X,Y,Z/image``, ``/labels`` or ``/clefts``, with the phantom's plain
+        fields behind a question mark:
+        ``phantom://512,512,100/image?seed=7&branching=0.2&synapses=0.8``.
 
     Raises
     ------
@@ -38,8 +40,9 @@ class PhantomSource(Source):
         match = _ADDRESS.fullmatch(location)
         if match is None:
             raise SourceError(
-                f"{location}: is no phantom; give phantom://X,Y,Z/image or "
-                "phantom://X,Y,Z/labels, with ?seed=N or other fields of it"
+                f"{location}: is no phantom; give phantom://X,Y,Z/image, "
+                "phantom://X,Y,Z/labels or phantom://X,Y,Z/clefts, with ?seed=N or other "
+                "fields of it"
             )
         try:
             self._phantom = Phantom.model_validate(dict(parse_qsl(match[5] or "")))
@@ -48,9 +51,7 @@ class PhantomSource(Source):
             raise SourceError(
                 f"{location}: {faults}; a phantom has {', '.join(Phantom.model_fields)}"
             ) from error
-        self._what: Literal["image", "labels"] = (
-            "image" if match[4] == "image" else "labels"
-        )
+        self._what = match[4]
         super().__init__(
             location,
             shape=Vec3(int(match[1]), int(match[2]), int(match[3])),
@@ -62,5 +63,9 @@ class PhantomSource(Source):
     def _read(self, box: Bbox) -> NDArray[Any]:
         if box.is_empty:
             raise GeometryError(f"{self.location}: box {box} holds no voxel")
-        compute = self._phantom.image if self._what == "image" else self._phantom.labels
-        return compute(box.start.astuple(), box.stop.astuple())
+        compute: dict[str, Callable[..., NDArray[Any]]] = {
+            "image": self._phantom.image,
+            "labels": self._phantom.labels,
+            "clefts": self._phantom.clefts,
+        }
+        return compute[self._what](box.start.astuple(), box.stop.astuple())
