@@ -499,7 +499,7 @@ def test_a_good_recipe_runs(em, recipe, root):
             ["mean 'storage_chunk'?", "sharded,"],
         ),
         ('output = "image"', "", ["stage 1 (ingest)", "output"]),
-        ('use = "ingest"', 'use = "ingets"', ["'ingets'", "ingest, affinities"]),
+        ('use = "ingest"', 'use = "ingets"', ["'ingets'", "ingest, defects"]),
         ('use = "ingest"', "", ["stage 1", "use", "ingest"]),
         ("[grid]", "[grids]", ["'grids'", "grid, layers, name, stage"]),
         (
