@@ -225,10 +225,9 @@ class Relaxation(VolumeStage):
     """The displacement that puts every node of every section in its place.
 
     Solved for in blocks of a fixed grid that overlap, whatever the chunks, so that the
-    result does not depend on them; see `pipeline.kernels.relaxation`. Blocks are cut so
-    that what lies beyond their halo has next to no say; so sections are aligned many at a
-    time, and appended sections change none but the last block. Channels are x and y [nm]:
-    the node p of a section belongs at ``p + displacement``.
+    result does not depend on them; see `pipeline.kernels.relaxation`. What lies beyond the
+    margin of a block has no say, so that many are solved for at a time. Channels are x and
+    y [nm]: the node p of a section belongs at ``p + displacement``.
 
     Parameters
     ----------

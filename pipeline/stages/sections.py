@@ -177,8 +177,8 @@ class SectionPoses(ChunkStage):
     """Turn and shift of every section, solved for over the whole stack.
 
     One task, one record. By section: `z`, `angle` [radian], `x` and `y` [nm], `placed` (0
-    where nothing ties a section to the others), `mirrored` (1 where most of its matches are
-    of its mirror image). The point p of a section [nm] belongs at ``turn (p - c) + c +
+    where nothing ties a section to the others), `mirrored` (1 where it matches others as
+    its mirror image alone). The point p of a section [nm] belongs at ``turn (p - c) + c +
     (x, y)`` with c in `middle`. By pair: `section`, `other`, `weight` (near 0 is an
     outlier) and `misfit_nm`.
 
@@ -197,7 +197,7 @@ class SectionPoses(ChunkStage):
     name: ClassVar[str] = "section_poses"
 
     matches: Layer
-    least_significance: float = Field(default=1.0, ge=0)
+    least_significance: float = Field(default=1.5, ge=0)
     scale_nm: float = Field(default=50.0, gt=0)
     voxel_size_nm: tuple[float, float, float]
 
@@ -216,18 +216,24 @@ class SectionPoses(ChunkStage):
         from pipeline.kernels.section_poses import Pair, solve_poses
 
         first = task.box.start.z
-        pairs, mirrored = [], np.zeros((len(matches), 2))
+        pairs = []
+        upright, mirrored = np.zeros((2, len(matches)), bool)
         for section, table in enumerate(matches):
             for row in range(len(table["other"])):
                 significance = float(table["significance"][row])
-                mirrored[section] += (float(table["mirrored"][row]), 1)
+                is_mirrored = bool(table["mirrored"][row])
+                # Where a section lies as its mirror image says nothing of where it lies.
+                counts = significance >= self.least_significance and not is_mirrored
+                both = [section, int(table["other"][row]) - first]
+                upright[both] |= counts
+                mirrored[both] |= is_mirrored
                 pairs.append(
                     Pair(
                         section,
                         int(table["other"][row]) - first,
                         float(table["angle"][row]),
                         (float(table["x"][row]), float(table["y"][row])),
-                        significance if significance >= self.least_significance else 0.0,
+                        significance if counts else 0.0,
                     )
                 )
         poses = solve_poses(len(matches), pairs, scale_nm=self.scale_nm)
@@ -239,7 +245,7 @@ class SectionPoses(ChunkStage):
             "x": poses.shift[:, 0],
             "y": poses.shift[:, 1],
             "placed": poses.placed.astype(np.uint8),
-            "mirrored": (mirrored[:, 0] > mirrored[:, 1] / 2).astype(np.uint8),
+            "mirrored": (mirrored & ~upright).astype(np.uint8),
             "middle": np.array(middle[:2]),
             "section": np.array([p.section + first for p in pairs], np.int64),
             "other": np.array([p.other + first for p in pairs], np.int64),

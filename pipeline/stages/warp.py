@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from pipeline.specs import Read, Record, RecordsSpec, Region, Table, VolumeSpec
 from pipeline.stages.base import Layer, Specs, Task
 from pipeline.stages.volume import VolumeStage, expect_volume, missing_mip
 
+Shown: TypeAlias = tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]
+"""What the pixels of a section show, see `Warp.shown`."""
 _WHOLE = "0_0_0_0"
 """Key of the one record of poses."""
 
@@ -99,16 +102,11 @@ class Warp(VolumeStage):
 
     def narrowed(self, task: Task, **inputs: Any) -> dict[str, Region]:
         """Read what the pixels of the chunk show, and as much around as mixing takes."""
-        window = self._window(task, **inputs)
+        window = self._window(task, self.shown(task, **inputs))
         return {} if window is None else {"image": Region(self.image, window, self.mip)}
 
-    def _window(
-        self,
-        task: Task,
-        poses: Table | None = None,
-        field: NDArray[np.float32] | None = None,
-    ) -> Bbox | None:
-        found = [p for p, _ in self.shown(task, poses, field) if p is not None]
+    def _window(self, task: Task, shown: Sequence[Shown]) -> Bbox | None:
+        found = [points for points, _ in shown if points is not None]
         if not found:
             return None
         around = REACH[self.interpolation] + 1
@@ -126,9 +124,9 @@ class Warp(VolumeStage):
     def shown(
         self,
         task: Task,
-        poses: Table | None,
-        field: NDArray[np.float32] | None,
-    ) -> list[tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]]:
+        poses: Table | None = None,
+        field: NDArray[np.float32] | None = None,
+    ) -> list[Shown]:
         """Say what each pixel of a chunk shows.
 
         Returns
@@ -143,7 +141,7 @@ class Warp(VolumeStage):
         box = task.box
         corner = (box.start.x, box.start.y)
         aligned = fields.nodes(corner, (box.shape.x, box.shape.y), 1.0) * size
-        result: list[tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]] = []
+        result: list[Shown] = []
         start = self._field_box(task).start
         for z in range(box.start.z, box.stop.z):
             points, reached = aligned, None
@@ -181,10 +179,11 @@ class Warp(VolumeStage):
         result = np.zeros(task.box.shape.astuple(), np.uint8, order="F")
         if image is None:
             return result
-        window = self._window(task, poses, field)
+        shown = self.shown(task, poses, field)
+        window = self._window(task, shown)
         assert window is not None
         start = (window.start.x, window.start.y)
-        for i, (points, reached) in enumerate(self.shown(task, poses, field)):
+        for i, (points, reached) in enumerate(shown):
             if points is None or not image[..., i].any():
                 continue
             drawn = draw(image[..., i], points, start, self.interpolation)

@@ -64,6 +64,12 @@ def test_sections_lie_on_one_another_where_they_did_not(aligned):
 def test_what_is_wrong_with_a_section_is_said(aligned):
     sections = json.loads((aligned / "alignment.json").read_text())["sections"]
     assert sections[BLANK]["state"] == "blank"
+    assert sections[MIRRORED]["state"] == "mirrored"
+    run = Run.open(str(aligned), "align")
+    bounds = run.specs["image"].bounds
+    image = run.store.read(Region("image", bounds))
+    assert not image[..., MIRRORED].any()
+    assert image[..., 2].any()
     assert sections[STRANGE]["state"] != "placed" or sections[STRANGE]["after"] < 0.1
 
 
