@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pipeline.geometry import Vec3
 from pipeline.nets.architectures import CleftNetArchitecture, Norm
-from pipeline.nets.blocks import convolution, initialise, normalisation
+from pipeline.nets.blocks import convolution, enlarge, initialise, max_pool, normalisation
 
 Resize: TypeAlias = Literal["down", "same", "up"]
 """Whether a layer divides the extent by a factor, keeps it, or multiplies it."""
@@ -75,9 +75,9 @@ class Resizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
         if self.resize == "down":
-            return functional.max_pool3d(x, self.factor)
+            return max_pool(x, self.factor)
         if self.resize == "up":
-            return functional.interpolate(x, scale_factor=self.factor, mode="trilinear")
+            return enlarge(x, self.factor, "trilinear")
         return x
 
 

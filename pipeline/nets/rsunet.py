@@ -5,10 +5,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.nets.architectures import RSUNetArchitecture
-from pipeline.nets.blocks import convolution, normalisation
+from pipeline.nets.blocks import convolution, enlarge, max_pool, normalisation
+
+_PLANE = (1, 2, 2)
 
 
 def fold_pixels(image: Tensor, fold: tuple[int, int, int]) -> Tensor:
@@ -143,9 +144,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; projecting first gives the same and is cheaper."""
         x = self.project(x)
-        if self.mode == "nearest":
-            return functional.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
-        return functional.interpolate(x, scale_factor=(1, 2, 2), mode="trilinear")
+        return enlarge(x, _PLANE, "nearest" if self.mode == "nearest" else "trilinear")
 
 
 class RSUNet(nn.Module):
@@ -178,7 +177,6 @@ class RSUNet(nn.Module):
 
         self.first = convolution(channels_in * block, widths[0], plane)
         self.top = module(widths[0], widths[0], 0)
-        self.pool = nn.MaxPool3d((1, 2, 2))
         self.down = nn.ModuleList(
             module(fine, coarse, depth) for depth, (fine, coarse) in enumerate(pairs, 1)
         )
@@ -205,7 +203,7 @@ class RSUNet(nn.Module):
         skips = []
         for module in self.down:
             skips.append(x)
-            x = module(self.pool(x))
+            x = module(max_pool(x, _PLANE))
         for up, merge, skip in zip(
             reversed(self.up), reversed(self.merge), reversed(skips), strict=True
         ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from itertools import islice
@@ -43,7 +42,6 @@ from pipeline.training.validation import (
 from pipeline.training.volumes import load_volumes
 
 _SAMPLES = 4
-_DEEP = 16
 
 
 def train(
@@ -79,21 +77,7 @@ def train(
     if steps is not None:
         plan = config.optimisation.model_copy(update={"steps": steps, "seconds": None})
         config = config.model_copy(update={"optimisation": plan})
-    _keep_shallow_patches_from_amx(ModelConfig.load(path.parent), config)
     spread(processes, _train, config, path, folder, data, tensorboard, quiet)
-
-
-def _keep_shallow_patches_from_amx(model: ModelConfig, config: TrainConfig) -> None:
-    """Have processors with AMX compute patches of few sections without it.
-
-    The gradients that torch 2.13 computes there of convolutions in three dimensions, in
-    bfloat16, of fewer than about ten sections, are written beyond their memory: the process
-    crashes, or worse, does not. What computes is settled at the first convolution.
-    """
-    precision = config.precision or model.inference.precision
-    is_deep = config.patch.z >= _DEEP or model.architecture.planar
-    if precision == "bfloat16" and not is_deep:
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 def _train(
