@@ -46,7 +46,7 @@ steps = 3
 
 
 def test_gradients_of_few_sections_do_not_leave_their_memory(tmp_path):
-    """Without care this ends in "double free or corruption" on processors with AMX."""
+    """Not turned, this ends in "double free or corruption" on processors with AMX."""
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "noise.h5", "w") as file:
         file["image"] = rng.integers(0, 256, (4, 96, 96), dtype=np.uint8)
