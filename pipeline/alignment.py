@@ -1,7 +1,7 @@
 """The recipe of an alignment: from loose sections to an aligned image and its masks.
 
 What `em align` runs. Sections are laid on one another as a whole at a coarse mip, then
-patch by patch at a finer one; the image is drawn once, from the loose sections.
+patch by patch at a finer one, twice; the image is drawn once, from the loose sections.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _STORAGE = 64
 _CHUNK = 512
 _WORK_NM = 12.0
 _ROUGH_PIXELS = 192
+_SEARCH, _NEAR = 20, 8
+"""How far patches are looked for, first and when nearly aligned [work pixel]."""
 _MAP_PIXELS = 32
 """Work pixels of a voxel of the maps of misalignment."""
 _NOWHERE = Vec3(0, 0, 0)
@@ -46,6 +48,8 @@ class LooseStack:
         Least probability of a defect.
     defect_source : str
         Location of a mask of defects that is known already; empty for none.
+    embedding_model : str
+        Model of what patches are compared by; empty for local contrast.
     farthest_nm : float
         Greatest shift between sections that are near one another [nm].
     turn_degrees : float
@@ -66,6 +70,7 @@ class LooseStack:
     defect_model: str = "defects-cortex"
     defect_threshold: float = 0.5
     defect_source: str = ""
+    embedding_model: str = "embedding-cortex"
     farthest_nm: float = 720.0
     turn_degrees: float = 4.0
     distance: int = 3
@@ -171,7 +176,6 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 **_cut(box),
             }
         )
-    rough_defects = {"defects": "rough_defects"} if has_defects else {}
     poses = {"poses": "section_poses"}
     stages += [
         {
@@ -192,63 +196,79 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "output": "section_poses",
             **_plain(_cut(coarse)),
         },
-        {
-            "use": "warp",
-            "image": "loose",
-            "mip": work,
-            **poses,
-            "voxel_size_nm": work_size,
-            "output": "rough",
-            **_cut(box),
-        },
-        {
-            "use": "flows",
-            "image": "rough",
-            **rough_defects,
-            "step": step,
-            "distance": stack.distance,
-            "voxel_size_nm": work_size,
-            "output": "flows",
-            **_nodes(_cut(node_box, 64)),
-        },
-        {
-            "use": "relaxation",
-            "flows": "flows",
-            "distance": stack.distance,
-            "voxel_size_nm": node_size,
-            "output": "relaxation",
-            **_nodes(_cut(node_box, 64), z=24),
-        },
-        {
-            "use": "fields",
-            "relaxation": "relaxation",
-            **rough_defects,
-            "step": step,
-            "stride": stride,
-            "voxel_size_nm": work_size,
-            "output": "field",
-            **_cut(field_box),
-        },
     ]
-    field = {"field": "field", "field_voxel_nm": field_size}
+
+    def drawn(field: str, name: str) -> list[dict[str, Any]]:
+        """Draw sections, and what is compared of them, as far as they are aligned."""
+        through = {"field": field, "field_voxel_nm": field_size} if field else {}
+        common = {**poses, **through, "voxel_size_nm": work_size, **_cut(box)}
+        found = [{"use": "warp", "image": "loose", "mip": work, **common, "output": name}]
+        if has_defects:
+            mip = work if stack.defect_source else 0
+            mask = {"image": "loose_defects", "mip": mip, "interpolation": "nearest"}
+            found.append({"use": "warp", **mask, **common, "output": f"{name}_defects"})
+        if stack.embedding_model and name != "aligned":
+            found.append(
+                {
+                    "use": "embeddings",
+                    "image": name,
+                    "model": stack.embedding_model,
+                    "output": f"{name}_embedding",
+                    **_cut(box),
+                }
+            )
+        return found
+
+    def matched(name: str, before: str, first: str, search: int) -> list[dict[str, Any]]:
+        """Match patches, solve for displacements, and compose them with the first field."""
+        defects = {"defects": f"{name}_defects"} if has_defects else {}
+        embedding = {"embedding": f"{name}_embedding"} if stack.embedding_model else {}
+        return [
+            {
+                "use": "flows",
+                "image": name,
+                **defects,
+                **embedding,
+                "step": step,
+                "search": search,
+                "distance": stack.distance,
+                "voxel_size_nm": work_size,
+                "output": f"{before}flows",
+                **_nodes(_cut(node_box, 64)),
+            },
+            {
+                "use": "relaxation",
+                "flows": f"{before}flows",
+                "distance": stack.distance,
+                "voxel_size_nm": node_size,
+                "output": f"{before}relaxation",
+                **_nodes(_cut(node_box, 64), z=24),
+            },
+            {
+                "use": "fields",
+                "relaxation": f"{before}relaxation",
+                **defects,
+                **({"first": first} if first else {}),
+                "step": step,
+                "stride": stride,
+                "voxel_size_nm": work_size,
+                "output": f"{before}field",
+                **_cut(field_box),
+            },
+        ]
+
+    stages += drawn("", "rough") + matched("rough", "rough_", "", _SEARCH)
+    stages += drawn("rough_field", "near") + matched("near", "", "rough_field", _NEAR)
     if has_defects:
-        nearest = {"interpolation": "nearest", "voxel_size_nm": work_size, **_cut(box)}
-        mip = work if stack.defect_source else 0
-        defects = {
-            "use": "warp",
-            "image": "loose_defects",
-            "mip": mip,
-            **poses,
-            **nearest,
-        }
-        stages.insert(-3, {**defects, "output": "rough_defects"})
-        stages.append({**defects, **field, "output": "defects"})
+        (mask,) = [s for s in drawn("field", "aligned") if s["output"] != "aligned"]
+        stages.append({**mask, "output": "defects"})
     stages += [
         {
             "use": "warp",
             "image": "loose",
             **poses,
-            **field,
+            "field": "field",
+            "field_voxel_nm": field_size,
             "interpolation": stack.interpolation,
             "voxel_size_nm": fine_size,
             "output": "image",

@@ -33,6 +33,10 @@ def align(
     defect_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Least probability of a defect.")
     ] = 0.5,
+    embedding_model: Annotated[
+        str,
+        typer.Option(help="Model of what patches are compared by; empty: local contrast."),
+    ] = "embedding-cortex",
     distance: Annotated[
         int, typer.Option(min=1, max=8, help="Sections before and after that are compared.")
     ] = 3,
@@ -73,6 +77,7 @@ def align(
         natural_chunk=natural,
         defect_model="" if defects else defect_model,
         defect_threshold=defect_threshold,
+        embedding_model=embedding_model,
         defect_source="" if defects is None else absolute(defects),
         farthest_nm=shift,
         turn_degrees=turn,

@@ -21,6 +21,7 @@ _LEAST_OVERLAP = 0.35
 _LEAST_MASS = 0.15
 _LEAST_PEAK = 0.05
 _BATCH = 64
+_WITH_CHANNELS = 4
 _STEPS = 64
 """Shifts are told to this part of a pixel, so that no rounding reaches what is stored."""
 
@@ -90,8 +91,8 @@ def patches_of(
 
     Parameters
     ----------
-    contrast : float32 array, (x, y)
-        Local contrast of a section.
+    contrast : float32 array, (x, y, channel)
+        What a section is known again by: its local contrast, or an embedding.
     shown : bool array, (x, y)
         Where it shows tissue.
     torn : bool array, (x, y)
@@ -113,9 +114,9 @@ def patches_of(
     return Patches(
         grid,
         size,
-        np.conj(_forward(cut * weight, size)),
+        np.conj(_forward(cut * weight[..., None], size)),
         np.conj(_forward(weight, size)),
-        np.conj(_forward(cut * cut * weight, size)),
+        np.conj(_forward((cut * cut).sum(axis=-1) * weight, size)),
         np.asarray(weight.sum(axis=(1, 2)) / total > _LEAST_MASS),
     )
 
@@ -132,9 +133,9 @@ def windows_of(
     cut = _cut(contrast, middles, grid.reach, extent)
     weight = _cut(shown, middles, grid.reach, extent).astype(np.float32)
     return Windows(
-        _forward(cut * weight, size),
+        _forward(cut * weight[..., None], size),
         _forward(weight, size),
-        _forward(cut * cut * weight, size),
+        _forward((cut * cut).sum(axis=-1) * weight, size),
     )
 
 
@@ -171,7 +172,10 @@ def _match(
     reach, count = grid.search, 2 * grid.search + 1
 
     def correlated(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> NDArray[Any]:
-        whole = irfft2(a[part] * b[part], (patches.size, patches.size))
+        product = a[part] * b[part]
+        if product.ndim == _WITH_CHANNELS:
+            product = product.sum(axis=-1)
+        whole = irfft2(product, (patches.size, patches.size), axes=(1, 2))
         return np.asarray(whole[:, :count, :count])
 
     overlap = correlated(patches.weight, windows.weight) / float(grid.window.sum())
@@ -223,14 +227,15 @@ def _size(grid: PatchGrid) -> int:
 
 
 def _forward(values: NDArray[np.float32], size: int) -> NDArray[np.complex64]:
-    return np.asarray(rfft2(values, (size, size)))
+    return np.asarray(rfft2(values, (size, size), axes=(1, 2)))
 
 
 def _cut(
     values: NDArray[Any], middles: NDArray[np.int64], before: int, extent: int
 ) -> NDArray[Any]:
-    """Return the squares around points, (n, x, y)."""
-    result = np.empty((len(middles), extent, extent), values.dtype)
+    """Return the squares around points, (n, x, y, ...)."""
+    shape = (len(middles), extent, extent, *values.shape[2:])
+    result = np.empty(shape, values.dtype)
     for square, (x, y) in zip(result, middles - before, strict=True):
         square[:] = values[x : x + extent, y : y + extent]
     return result

@@ -14,6 +14,7 @@ from pipeline.geometry import Vec3
 from pipeline.nets.architectures import Architecture, Strict
 
 CONFIG_FILE = "model.toml"
+_LEAST_EMBEDDING = 2
 
 
 NEAREST = (Vec3(1, 0, 0), Vec3(0, 1, 0), Vec3(0, 0, 1))
@@ -27,11 +28,14 @@ class Head(Strict):
     ----------
     name : str
         What it gives, such as "affinities", "myelin" or "semantic".
-    kind : {"affinities", "masks", "classes", "distance"}
+    kind : {"affinities", "masks", "classes", "distance", "embedding"}
         What its channels mean. Affinities and masks are probabilities by themselves
         (sigmoid of the logit); of classes one is true, and their probabilities add up to 1
         (softmax); a distance is the tanh of the way to the nearest boundary voxel inside
-        an object [voxel] and 0 outside (tanh, and what is negative counts as 0).
+        an object [voxel] and 0 outside (tanh, and what is negative counts as 0). An
+        embedding says by what a place of a section is found again in the next ones; its
+        channels, of which there are at least two, mean nothing by themselves, and one half
+        (sigmoid) stands for nothing.
     offsets : tuple of Vec3
         Of affinities: channel i says whether a voxel and that at minus `offsets[i]` share a
         cell [voxel].
@@ -40,7 +44,7 @@ class Head(Strict):
     """
 
     name: str
-    kind: Literal["affinities", "masks", "classes", "distance"]
+    kind: Literal["affinities", "masks", "classes", "distance", "embedding"]
     offsets: tuple[Vec3, ...] = ()
     channels: tuple[str, ...] = ()
 
@@ -60,6 +64,11 @@ class Head(Strict):
             raise ValueError(
                 f"head {self.name} of {self.kind} has offsets {self.offsets} and channels "
                 f"{self.channels}; give offsets for affinities and else channels"
+            )
+        if self.kind == "embedding" and len(wanted) < _LEAST_EMBEDDING:
+            raise ValueError(
+                f"head {self.name} is an embedding of {len(wanted)} channel; name at "
+                f"least {_LEAST_EMBEDDING}"
             )
         if len(set(wanted)) < len(wanted):
             raise ValueError(

@@ -12,6 +12,7 @@ from pipeline.stages.components import (
 )
 from pipeline.stages.defects import Defects
 from pipeline.stages.downsample import Downsample
+from pipeline.stages.embeddings import Embeddings
 from pipeline.stages.flows import Fields, Flows, Relaxation
 from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
@@ -40,6 +41,7 @@ STAGES: dict[str, type[Stage]] = {
     "defects": Defects,
     "section_matches": SectionMatches,
     "section_poses": SectionPoses,
+    "embeddings": Embeddings,
     "flows": Flows,
     "relaxation": Relaxation,
     "fields": Fields,

@@ -17,6 +17,11 @@ from pipeline.stages.volume import VolumeStage, expect_bounds, expect_volume
 
 _PER_NEIGHBOUR = 3
 _TEARS = 2
+_OPENED = 0.5
+_NOTHING = np.float32(127.5)
+"""What an embedding says where it says nothing."""
+_BESIDE = np.float32(0.5)
+"""What local contrast weighs beside an embedding."""
 
 
 class Flows(VolumeStage):
@@ -35,6 +40,9 @@ class Flows(VolumeStage):
     defects : str
         Volume of uint8 in the voxels of the image; 0 where a section is whole. Empty for
         none.
+    embedding : str
+        Volume of uint8 in the voxels of the image, as `embeddings` writes it, that patches
+        are compared by beside local contrast. Empty for local contrast alone.
     step : int
         Distance of patches [pixel].
     patch : int
@@ -54,6 +62,7 @@ class Flows(VolumeStage):
 
     image: Layer
     defects: Layer = ""
+    embedding: Layer = ""
     step: int = Field(default=16, ge=2)
     patch: int = Field(default=64, ge=8)
     search: int = Field(default=20, ge=2)
@@ -75,8 +84,9 @@ class Flows(VolumeStage):
     def _margin(self) -> int:
         from pipeline.kernels.contrast import contrast_halo
 
+        halo = contrast_halo(self.contrast[1])
         # One step more, as far as the next node.
-        return self.patch // 2 + self.search + contrast_halo(self.contrast[1]) + self.step
+        return self.patch // 2 + self.search + halo + self.step
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read the pixels of the nodes, what is around them, and the sections around."""
@@ -88,6 +98,8 @@ class Flows(VolumeStage):
         reads: dict[str, Read] = {"image": Region(self.image, box)}
         if self.defects:
             reads["defects"] = Region(self.defects, box)
+        if self.embedding:
+            reads["embedding"] = Region(self.embedding, box)
         return reads
 
     def process(
@@ -95,11 +107,11 @@ class Flows(VolumeStage):
         task: Task,
         image: NDArray[np.uint8],
         defects: NDArray[np.uint8] | None = None,
+        embedding: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.float32]:
         """Match the patches of every section of the chunk."""
         from scipy.ndimage import maximum_filter
 
-        from pipeline.kernels.contrast import local_contrast
         from pipeline.kernels.patch_match import (
             PatchGrid,
             match_patches,
@@ -119,10 +131,8 @@ class Flows(VolumeStage):
             if defects is not None:
                 tears = np.asarray(defects[..., i] > 0)
             there = (section > 0) & ~tears
-            fine, coarse = self.contrast
-            padded.append(
-                np.pad(local_contrast(section, there, fine=fine, coarse=coarse), edge)
-            )
+            seen = None if embedding is None else embedding[:, :, i]
+            padded.append(np.pad(self._known_by(section, there, seen), (*edge, (0, 0))))
             shown.append(np.pad(there, edge))
             torn.append(np.pad(tears, edge))
         windows = {}
@@ -153,6 +163,23 @@ class Flows(VolumeStage):
                 out[..., 2] = trust.reshape(nodes)
             windows.pop(here - self.distance, None)
         return result
+
+    def _known_by(
+        self,
+        section: NDArray[np.uint8],
+        there: NDArray[np.bool_],
+        embedding: NDArray[np.uint8] | None,
+    ) -> NDArray[np.float32]:
+        """Return what patches of a section are compared by, (x, y, channel)."""
+        from pipeline.kernels.contrast import local_contrast
+
+        fine, coarse = self.contrast
+        values = local_contrast(section, there, fine=fine, coarse=coarse)[..., None]
+        if embedding is None:
+            return values
+        learnt = (embedding.astype(np.float32) - _NOTHING) / _NOTHING
+        values = np.concatenate([learnt, _BESIDE * values], axis=-1)
+        return np.where(there[..., None], values, np.float32(0))
 
     def _box(self, task: Task) -> Bbox:
         read = self.reads(task)["image"]
@@ -195,8 +222,14 @@ class Flows(VolumeStage):
     def check(self, specs: Specs) -> list[str]:
         """Check the image and the defects."""
         faults = super().check(specs)
-        for layer in filter(None, (self.image, self.defects)):
-            faults += expect_volume(self.name, specs, layer, dtypes=("uint8",))
+        for layer in filter(None, (self.image, self.defects, self.embedding)):
+            faults += expect_volume(
+                self.name,
+                specs,
+                layer,
+                dtypes=("uint8",),
+                channels=None if layer == self.embedding else 1,
+            )
             spec = specs.get(layer)
             if isinstance(spec, VolumeSpec) and spec.voxel_size_nm != self.voxel_size_nm:
                 faults.append(
@@ -215,10 +248,18 @@ class Flows(VolumeStage):
         """Estimate from the transforms of patches and windows [byte]."""
         task = self.task(next(iter(self.keys(level))))
         size = self.patch + 2 * self.search
-        kept = 3 * 8 * size * (size // 2 + 1) * (2 * self.distance + 2)
+        spec = specs.get(self.embedding)
+        channels = 1 + (spec.channels if isinstance(spec, VolumeSpec) else 0)
+        # Values, weight and power, as spectra.
+        spectra = (channels + 2) * 8 * size * (size // 2 + 1)
+        kept = spectra * (2 * self.distance + 2)
         nodes = task.box.shape.x * task.box.shape.y
         pixels = self._box(task).volume
-        return int(nodes * kept + 14 * pixels + 2 * 4 * self.channels * task.box.volume)
+        return int(
+            nodes * kept
+            + (10 + 4 * channels) * pixels
+            + 2 * 4 * self.channels * task.box.volume
+        )
 
 
 class Relaxation(VolumeStage):
@@ -257,8 +298,8 @@ class Relaxation(VolumeStage):
     shifts: float = Field(default=4.0, gt=0)
     smooth: float = Field(default=8.0, ge=0)
     small: float = Field(default=0.01, gt=0)
-    drift_steady: float = Field(default=30.0, ge=0)
-    outlier_nm: float = Field(default=48.0, gt=0)
+    drift_steady: float = Field(default=100.0, ge=0)
+    outlier_nm: float = Field(default=24.0, gt=0)
     voxel_size_nm: tuple[float, float, float]
 
     def _blocks(self, box: Bbox) -> list[Bbox]:
@@ -346,7 +387,8 @@ class Fields(VolumeStage):
     Displacements of nodes are carried to pixels without crossing tears, and inverted: a
     crack closes, a fold opens. A voxel is a square of ``stride`` pixels; channels are x
     and y [nm], and 1 where a fold opened and no tissue arrived: the point q shows
-    ``q + (x, y)``.
+    ``q + (x, y)``. Where the flows were found on sections that a field had been drawn
+    through already, the two are composed into one.
 
     Parameters
     ----------
@@ -354,12 +396,17 @@ class Fields(VolumeStage):
         Volume written by `relaxation`.
     defects : str
         Volume of uint8 in the pixels that flows were found on. Empty for none.
+    first : str
+        Volume that another of these stages wrote, which the sections were drawn through.
+        Empty for none.
     step : int
         Pixels between nodes, as in `flows`.
     stride : int
         Pixels of a voxel of the field; divides ``step``.
     reach_nm : float
         Greatest displacement that is expected [nm]; more stops the run.
+    tear_nm : float
+        As of `warp`, for the first field.
     voxel_size_nm : (x, y, z)
         Of the pixels.
     """
@@ -369,9 +416,11 @@ class Fields(VolumeStage):
 
     relaxation: Layer
     defects: Layer = ""
+    first: Layer = ""
     step: int = Field(default=16, ge=2)
     stride: int = Field(default=2, ge=1)
     reach_nm: float = Field(default=600.0, gt=0)
+    tear_nm: float = Field(default=30.0, gt=0)
     voxel_size_nm: tuple[float, float, float]
 
     @property
@@ -407,6 +456,8 @@ class Fields(VolumeStage):
         if self.defects:
             fine = wide.finer(Vec3(self.stride, self.stride, 1))
             reads["defects"] = Region(self.defects, fine)
+        if self.first:
+            reads["first"] = Region(self.first, wide)
         return reads
 
     def process(
@@ -414,6 +465,7 @@ class Fields(VolumeStage):
         task: Task,
         relaxation: NDArray[np.float32],
         defects: NDArray[np.uint8] | None = None,
+        first: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Draw the field of every section of the chunk."""
         from pipeline.kernels import fields
@@ -430,13 +482,13 @@ class Fields(VolumeStage):
                 "for sections that were matched wrongly"
             )
         spacing, node = self._spacing, self.voxel_size_nm[0] * self.step
-        first = (wide.start.x, wide.start.y)
+        place = (wide.start.x, wide.start.y)
         shape = (wide.shape.x, wide.shape.y)
-        points = fields.nodes(first, shape, spacing)
+        points = fields.nodes(place, shape, spacing)
         corner = (read.box.start.x, read.box.start.y)
         result = np.empty((*task.box.shape, 3), np.float32, order="F")
         mine = task.box.slices(wide.start)[:2]
-        at = self._node_pixels(read.box, wide)
+        around = self._node_pixels(read.box, wide)
         for z in range(task.box.shape.z):
             nodes = relaxation[:, :, z]
             smooth = fields.sample(nodes, points, node, corner)
@@ -446,17 +498,26 @@ class Fields(VolumeStage):
                 squares = defects[..., z].reshape(shape[0], s, shape[1], s)
                 known = np.asarray(~(squares > 0).any(axis=(1, 3)))
                 moved = spread(
-                    nodes.reshape(-1, 2)[at.kept],
+                    nodes.reshape(-1, 2)[around.kept],
                     ~known,
-                    at.pixels,
+                    around.pixels,
                     smooth,
                     rounds=self._rounds,
                 )
             else:
                 moved = smooth
             field, reached = fields.scattered_inverse(moved, known, spacing)
-            result[:, :, z, :2] = field[mine]
-            result[:, :, z, 2] = ~reached[mine]
+            by, lost = field[mine], ~reached[mine]
+            if first is not None:
+                at_first = points[mine] + by
+                values = first[:, :, z]
+                by = by + fields.sample(
+                    values[..., :2], at_first, spacing, place, tear=self.tear_nm
+                )
+                opened = fields.sample(values[..., 2:], at_first, spacing, place)
+                lost = lost | (opened[..., 0] >= _OPENED)
+            result[:, :, z, :2] = by
+            result[:, :, z, 2] = lost
         return result
 
     def _node_pixels(self, nodes: Bbox, wide: Bbox) -> _NodePixels:
@@ -498,4 +559,9 @@ class Fields(VolumeStage):
             )
         if self.defects:
             faults += expect_volume(self.name, specs, self.defects, dtypes=("uint8",))
+        if self.first:
+            faults += expect_volume(
+                self.name, specs, self.first, dtypes=("float32",), channels=3
+            )
+            faults += expect_bounds(self.name, specs, self.first, self.bounds)
         return faults

@@ -93,11 +93,16 @@ class NetStage(Stage):
         )
 
     def voxel_faults(self, layer: str, size_nm: VoxelSize, mip: int = 0) -> list[str]:
-        """Say so if voxels are far from those that the net was trained at."""
-        trained = self._config.voxel_size_nm
+        """Say so if voxels are far from those that the net was trained at.
+
+        A net that sees each section alone does not know how thick sections are.
+        """
+        config = self._config
+        trained = config.voxel_size_nm
+        axes = 2 if config.architecture.planar else 3
         if all(
             1 / _FARTHEST_SCALE <= a / b <= _FARTHEST_SCALE
-            for a, b in zip(size_nm, trained, strict=True)
+            for a, b in list(zip(size_nm, trained, strict=True))[:axes]
         ):
             return []
         return [

@@ -94,9 +94,14 @@ def chunk_faults(name: str, grid: Grid, storage_chunk: Vec3, *, sharded: bool) -
 
 
 def expect_volume(
-    stage: str, specs: Specs, layer: str, *, dtypes: tuple[str, ...], channels: int = 1
+    stage: str,
+    specs: Specs,
+    layer: str,
+    *,
+    dtypes: tuple[str, ...],
+    channels: int | None = 1,
 ) -> list[str]:
-    """Say in what a layer differs from the volume that a stage takes."""
+    """Say in what a layer differs from the volume that a stage takes; None is any."""
     spec = specs.get(layer)
     if spec is None:
         return []
@@ -105,7 +110,7 @@ def expect_volume(
     faults = []
     if spec.dtype not in dtypes:
         faults.append(f"{stage}: {layer} is {spec.dtype}; it takes {' or '.join(dtypes)}")
-    if spec.channels != channels:
+    if channels is not None and spec.channels != channels:
         faults.append(f"{stage}: {layer} has {spec.channels} channels; it takes {channels}")
     return faults
 

@@ -129,6 +129,10 @@ class Augmentation(_Strict):
         Greatest rotation of the last section against the first [degree].
     bend : float
         Typical smooth displacement [voxel].
+    loose_rotation, loose_shift, loose_bend : float
+        What is done to each section on its own, for embeddings to be learnt: typical
+        rotation [degree], greatest shift along either axis, and greatest of the typical
+        smooth displacements [voxel].
     grey : float
         Chance that brightness, contrast and gamma change.
     grey_range : float
@@ -169,6 +173,9 @@ class Augmentation(_Strict):
     stretch: float = Field(default=0.1, ge=0, lt=0.5)
     twist: Extent = 0.0
     bend: Extent = 0.0
+    loose_rotation: Extent = 0.0
+    loose_shift: Extent = 0.0
+    loose_bend: Extent = 0.0
     grey: Probability = 0.0
     grey_range: float = Field(default=0.25, ge=0, lt=1)
     misalign: Probability = 0.0
@@ -213,7 +220,8 @@ class LossTerm(_Strict):
         Which head of the model.
     kind : str
         `cross_entropy` (binary, or over classes), `focal` and `dice` of logits,
-        `squared` of distances, or `coherence` of masks with distances.
+        `squared` of distances, `coherence` of masks with distances, or `matching` of
+        embeddings.
     weight : float
         What it is multiplied by.
     balance : bool
@@ -225,15 +233,22 @@ class LossTerm(_Strict):
         How much less what is told well weighs; of `focal`.
     distance : str
         Head of distances; of `coherence`.
+    patch, search : int
+        Extent of what is looked for, and how far [voxel]; of `matching`.
+    sections : int
+        In how many sections after; of `matching`.
     """
 
     head: str
-    kind: Literal["cross_entropy", "focal", "dice", "squared", "coherence"]
+    kind: Literal["cross_entropy", "focal", "dice", "squared", "coherence", "matching"]
     weight: float = Field(default=1.0, gt=0)
     balance: bool = True
     margin: float = Field(default=0.0, ge=0, lt=0.5)
     gamma: float = Field(default=2.0, ge=0)
     distance: str = ""
+    patch: int = Field(default=64, ge=8)
+    search: int = Field(default=14, ge=2)
+    sections: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
     def _coherence_has_two_heads(self) -> Self:

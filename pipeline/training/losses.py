@@ -8,6 +8,7 @@ mean over known voxels. Where nothing is known of a channel it adds nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,14 @@ from torch.nn import functional
 from pipeline.errors import ModelError
 from pipeline.nets.config import Head, ModelConfig
 from pipeline.training.config import LossTerm
+from pipeline.training.matching import matching
 
 _VOXELS = (2, 3, 4)
 _LEAST = 1e-6
+_USUAL: dict[str, Literal["squared", "matching"]] = {
+    "distance": "squared",
+    "embedding": "matching",
+}
 
 
 def total_loss(
@@ -54,6 +60,15 @@ def total_loss(
             value = focal(said, true, where, term.gamma)
         elif term.kind == "dice":
             value = dice(said, true, where)
+        elif term.kind == "matching":
+            value = matching(
+                said,
+                true[:, :2],
+                where[:, :2],
+                patch=term.patch,
+                search=term.search,
+                distance=term.sections,
+            )
         elif term.kind == "squared":
             value = squared(said, true, where, balance=term.balance)
         elif _head(model, term.head).kind == "classes":
@@ -83,22 +98,20 @@ def loss_terms(model: ModelConfig, terms: Sequence[LossTerm]) -> tuple[LossTerm,
             and bool(second)
             and _head(model, second).kind == "distance"
             and _head(model, second).width == _head(model, term.head).width,
-            "cross_entropy": kind != "distance",
+            "cross_entropy": kind not in ("distance", "embedding"),
+            "matching": kind == "embedding",
         }.get(term.kind, kind in ("affinities", "masks"))
         if not fits:
             raise ModelError(
                 f"loss {term.kind} is not for head {term.head} of {kind}"
                 + (f" with {second}" if second else "")
                 + "; squared is for distances, focal and dice are for affinities and "
-                "masks, coherence is for masks with as many distances, cross_entropy is "
-                "for all but distances"
+                "masks, coherence is for masks with as many distances, matching is for "
+                "embeddings, cross_entropy is for all others"
             )
     named = {term.head for term in terms}
     usual = tuple(
-        LossTerm(
-            head=head.name,
-            kind="squared" if head.kind == "distance" else "cross_entropy",
-        )
+        LossTerm(head=head.name, kind=_USUAL.get(head.kind, "cross_entropy"))
         for head in model.head
         if head.name not in named
     )

@@ -162,9 +162,23 @@ def _drawn(
     if known is not None:
         known = draw(known, *where, plan.truth_shift)
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    return Example(
-        inputs, target_of(model.head, truth, known, shape), volume.name, _box(volume, place)
-    )
+    places = None
+    if any(head.kind == "embedding" for head in model.head):
+        places = _places(volume, place)
+    target = target_of(model.head, truth, known, shape, places)
+    return Example(inputs, target, volume.name, _box(volume, place))
+
+
+def _places(volume: Volume, place: _Place) -> NDArray[np.float32]:
+    """Return where in its section each voxel is from, in voxels of the patch."""
+    plan = place.plan
+    by_section = [
+        (plane + shift[:, None, None]) / np.array(volume.ratio[:2])[:, None, None]
+        for plane, shift in zip(place.maps, plan.image_shift, strict=True)
+    ]
+    places = np.stack(by_section, axis=-1).transpose(1, 2, 3, 0).astype(np.float32)
+    places[:, :, plan.missing] = np.nan
+    return np.asfortranarray(places)
 
 
 def _box(volume: Volume, place: _Place) -> Bbox:

@@ -22,7 +22,8 @@ class Target(NamedTuple):
     Parameters
     ----------
     value : float32 array, (x, y, z, channel), Fortran order
-        0 or 1; of distances, from 0 to 1.
+        0 or 1; of distances, from 0 to 1; of the first two channels of an embedding, where
+        a voxel lies along x and y [voxel].
     known : bool array, (x, y, z, channel), Fortran order
         Where that is known.
     """
@@ -36,6 +37,7 @@ def target_of(
     truth: Mapping[str, NDArray[Any]],
     known: NDArray[np.bool_] | None,
     shape: tuple[int, int, int],
+    places: NDArray[np.float32] | None = None,
 ) -> Target:
     """Make the target of a patch.
 
@@ -49,6 +51,8 @@ def target_of(
         Where cells are known; everywhere if None.
     shape : (x, y, z)
         Extent of the patch [voxel].
+    places : float32 array, (x, y, z, 2), optional
+        Where each voxel lies along x and y; NaN where its section is missing [voxel].
 
     Returns
     -------
@@ -66,6 +70,12 @@ def target_of(
             if CELLS in truth:
                 value[..., part] = affinities(truth[CELLS], head.offsets)
                 valid[..., part] = known_affinities(shape, head.offsets, known)
+            continue
+        if head.kind == "embedding":
+            if places is not None:
+                two = slice(part.start, part.start + 2)
+                valid[..., two] = np.isfinite(places)
+                value[..., two] = np.nan_to_num(places)
             continue
         for channel, name in enumerate(head.channels, part.start):
             if name in truth:

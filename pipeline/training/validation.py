@@ -23,6 +23,7 @@ from pipeline.nets.turn import to_torch
 from pipeline.stages import STAGES
 from pipeline.training.config import CELLS, LossTerm
 from pipeline.training.losses import total_loss
+from pipeline.training.matching import found_share
 from pipeline.training.sampler import Example
 from pipeline.training.volumes import Volume
 
@@ -93,6 +94,8 @@ class Tally:
         """
         found: dict[str, dict[str, float]] = {}
         for head in self.model.head:
+            if head.kind == "embedding":
+                continue
             first = self.model.channels_of(head.name).start
             for channel, name in enumerate(channel_names(head), first):
                 if self._seen(channel):
@@ -149,6 +152,7 @@ def score_patches(
         patches.
     """
     tally, losses = Tally(model.config), []
+    found: dict[str, dict[int, tuple[int, int]]] = {}
     with torch.inference_mode():
         for example in examples:
             logits = model.logits(example.inputs)
@@ -157,9 +161,39 @@ def score_patches(
             parts = total_loss(model.config, terms, logits, target, known)
             losses.append(parts["total"].item())
             tally.add(activate(model.config.head, logits), target, known)
+            for term in terms:
+                if term.kind == "matching":
+                    _count_found(found, model.config, term, logits, target, known)
     if not losses:
         return {}
-    return {"loss": sum(losses) / len(losses), "channels": tally.scores()}
+    channels = tally.scores()
+    for name, by_distance in sorted(found.items()):
+        for apart, (right, all_of_them) in sorted(by_distance.items()):
+            channels[f"{name}.{apart} apart"] = {"found": right / all_of_them}
+    return {"loss": sum(losses) / len(losses), "channels": channels}
+
+
+def _count_found(
+    found: dict[str, dict[int, tuple[int, int]]],
+    model: ModelConfig,
+    term: LossTerm,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    known: torch.Tensor,
+) -> None:
+    """Add up the patches of an embedding that are found, by distance of sections."""
+    own = model.channels_of(term.head)
+    counts = found.setdefault(term.head, {})
+    for apart, (right, all_of_them) in found_share(
+        logits[:, own],
+        target[:, own][:, :2],
+        known[:, own][:, :2],
+        patch=term.patch,
+        search=term.search,
+        distance=term.sections,
+    ).items():
+        before = counts.get(apart, (0, 0))
+        counts[apart] = (before[0] + right, before[1] + all_of_them)
 
 
 def can_be_segmented(model: ModelConfig, volume: Volume) -> bool:

@@ -69,10 +69,15 @@ class Volume:
 
 
 def names_of(heads: Sequence[Head]) -> list[str]:
-    """Return the truths that heads learn from, in order, each once."""
+    """Return the truths that heads learn from, in order, each once.
+
+    Embeddings learn from the image alone.
+    """
     names: dict[str, None] = {}
     for head in heads:
-        names.update(dict.fromkeys([CELLS] if head.kind == "affinities" else head.channels))
+        if head.kind != "embedding":
+            own = [CELLS] if head.kind == "affinities" else head.channels
+            names.update(dict.fromkeys(own))
     return list(names)
 
 

@@ -48,6 +48,17 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
             "storage_chunk": list(cut),
         }
 
+    field = {
+        "use": "fields",
+        "relaxation": "relaxation",
+        "defects": "tears",
+        "step": STEP,
+        "stride": STRIDE,
+        "reach_nm": 64.0,
+        "voxel_size_nm": list(voxel),
+        "output": "field",
+        **on(squares, STRIDE),
+    }
     whole = on(bounds, 1)
     records = {k: v for k, v in whole.items() if k != "storage_chunk"}
     return [
@@ -94,17 +105,8 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
             "output": "relaxation",
             **on(nodes, STEP),
         },
-        {
-            "use": "fields",
-            "relaxation": "relaxation",
-            "defects": "tears",
-            "step": STEP,
-            "stride": STRIDE,
-            "reach_nm": 64.0,
-            "voxel_size_nm": list(voxel),
-            "output": "field",
-            **on(squares, STRIDE),
-        },
+        field,
+        {**field, "first": "field", "output": "second_field"},
         {
             "use": "warp",
             "image": "jolted",

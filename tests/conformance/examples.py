@@ -75,6 +75,11 @@ channels = ["fold", "crack", "resin"]
 name = "semantic"
 kind = "classes"
 channels = ["glia", "axon", "unknown", "soma"]
+
+[[head]]
+name = "embedding"
+kind = "embedding"
+channels = ["a", "b"]
 """
 
 
@@ -123,7 +128,7 @@ class World:
     def layers(self) -> dict[str, str]:
         names = (
             *("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties"),
-            *("jolted", "tears"),
+            *("jolted", "tears", "twofold"),
         )
         return {name: f"{self.root}/{name}" for name in names}
 
@@ -167,6 +172,7 @@ def tissue() -> dict[str, NDArray[Any]]:
         "ties": np.rint(rough * 4).astype(np.uint8) * np.uint8(63),
         "jolted": alignment.jolted(image),
         "tears": alignment.tears(SHAPE.astuple()),
+        "twofold": np.stack([image, image // 2 + 90], axis=-1),
     }
 
 
@@ -491,17 +497,21 @@ def _overlaps(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "overlaps", "output": "overlaps", **pair}]
 
 
-def _aligning(use: str) -> Callable[[Vec3, World], list[Entry]]:
-    """Return the stages of an alignment up to one, and of those what it rests on."""
+def _aligning(name: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the stages of an alignment up to one, and of those what it rests on.
+
+    It is named by its stage or by what it writes.
+    """
 
     def entries(chunk: Vec3, world: World) -> list[Entry]:
         every = alignment.entries(chunk, BOUNDS, VOXEL)
-        last = next(i for i, e in enumerate(every) if e["use"] == use)
+        last = next(i for i, e in enumerate(every) if name in (e["use"], e["output"]))
         wanted, kept = {every[last]["output"]}, []
         for entry in reversed(every[: last + 1]):
             if entry["output"] in wanted:
                 kept.append(entry)
                 wanted |= {v for v in entry.values() if isinstance(v, str)}
+        kept[0] = {**kept[0], **fields}
         return kept[::-1]
 
     return entries
@@ -722,9 +732,16 @@ EXAMPLES: dict[str, Example] = {
     "defects": Example(_predicted("defects", threshold=0.45), _volume_of("predicted")),
     "section_matches": Example(_aligning("section_matches"), alignment.matches),
     "section_poses": Example(_aligning("section_poses"), alignment.poses),
+    "embeddings": Example(_predicted("embeddings"), _volume_of("predicted")),
     "flows": Example(_aligning("flows"), _volume_of("flows")),
+    "flows by an embedding": Example(
+        _aligning("flows", embedding="twofold"), _volume_of("flows")
+    ),
     "relaxation": Example(_aligning("relaxation"), _volume_of("relaxation")),
     "fields": Example(_aligning("fields"), _volume_of("field")),
+    "fields of a second pass": Example(
+        _aligning("second_field"), _volume_of("second_field")
+    ),
     "warp": Example(_aligning("warp"), _volume_of("aligned")),
     "misalignments": Example(_aligning("misalignments"), _volume_of("misalignments")),
     "segmentation_masks": Example(

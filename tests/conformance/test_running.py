@@ -165,6 +165,7 @@ def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
         "affinities of a mip",
         "relabel masked",
         "components by faces",
+        "fields of a second pass",
         # Its first wave reads what the last one but one wrote.
         "annotations",
     }
@@ -218,6 +219,7 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
     blank["parts"] = blank["labels"]
     for layer in ("classes", "mask", "jolted", "tears"):
         blank[layer] = blank["image"]
+    blank["twofold"] = np.zeros((*SHAPE, 2), np.uint8)
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
     models = make_model(tmp_path / "tiny"), make_model(tmp_path / "two", PARTNERS_TOML)

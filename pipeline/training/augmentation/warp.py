@@ -110,11 +110,32 @@ def plane_maps(
             matrices = [matrix @ turn for turn in twist(rng, config.twist, nz)]
         if config.bend:
             bent = bend(rng, config.bend, (nx, ny))
+    if config.loose_rotation or config.loose_shift or config.loose_bend:
+        return [
+            _loosened(rng, each, (nx, ny), bent, config, ratio=ratio) for each in matrices
+        ]
     maps: dict[int, PlaneMap] = {}
     for each in matrices:
         if id(each) not in maps:
             maps[id(each)] = plane_map(each, (nx, ny), bent)
     return [maps[id(each)] for each in matrices]
+
+
+def _loosened(
+    rng: Generator,
+    matrix: Matrix,
+    extent: tuple[int, int],
+    bent: PlaneMap | None,
+    config: Augmentation,
+    *,
+    ratio: Sequence[float],
+) -> PlaneMap:
+    """Return the map of a section that also moves on its own."""
+    moved = rotation(rng.normal(0, config.loose_rotation))
+    moved[:2, 2] = rng.uniform(-config.loose_shift, config.loose_shift, 2)
+    own = bend(rng, rng.uniform(0, config.loose_bend), extent)
+    own *= np.array(ratio, np.float32)[:, None, None]
+    return plane_map(matrix @ moved, extent, own if bent is None else bent + own)
 
 
 def plane_map(

@@ -19,8 +19,8 @@ def matched(section, other, torn=None):
     middles = np.stack(np.meshgrid(x, x[:4], indexing="ij"), axis=-1).reshape(-1, 2)
     torn = np.zeros(section.shape, bool) if torn is None else torn
     shown = (section > 0) & ~torn
-    values = local_contrast(section, shown, fine=1.0, coarse=5.0)
-    target = local_contrast(other, other > 0, fine=1.0, coarse=5.0)
+    values = local_contrast(section, shown, fine=1.0, coarse=5.0)[..., None]
+    target = local_contrast(other, other > 0, fine=1.0, coarse=5.0)[..., None]
     patches = patches_of(values, shown, torn, middles, GRID)
     return middles, *match_patches(patches, windows_of(target, other > 0, middles, GRID))
 
@@ -52,6 +52,31 @@ def test_strange_tissue_is_not_trusted():
     _, _, alike = matched(texture(3), texture(3))
     _, _, trust = matched(texture(3), texture(4))
     assert np.median(trust) < 0.2 * np.median(alike)
+
+
+def test_channels_that_say_the_same_change_nothing_and_others_help():
+    """Two channels of which one is strange: the shift is that of the one that agrees."""
+    image, other = texture(5), np.roll(texture(5), (2, 3), axis=(0, 1))
+    x = np.arange(40, 110, 16)
+    middles = np.stack(np.meshgrid(x, x[:4], indexing="ij"), axis=-1).reshape(-1, 2)
+    whole, torn = np.ones(image.shape, bool), np.zeros(image.shape, bool)
+
+    def contrasts(*images):
+        return np.stack(
+            [local_contrast(i, whole, fine=1.0, coarse=5.0) for i in images], -1
+        )
+
+    def found(here, there):
+        patches = patches_of(here, whole, torn, middles, GRID)
+        return match_patches(patches, windows_of(there, whole, middles, GRID))
+
+    one = found(contrasts(image), contrasts(other))
+    twice = found(contrasts(image, image), contrasts(other, other))
+    np.testing.assert_allclose(one[0], twice[0], atol=1 / 64)
+    mixed, _ = found(contrasts(image, texture(6)), contrasts(other, texture(7)))
+    np.testing.assert_allclose(mixed, np.broadcast_to((2, 3), mixed.shape), atol=1.5)
+    strange, _ = found(contrasts(image), contrasts(texture(7)))
+    assert np.abs(strange - (2, 3)).max() > 3
 
 
 # -- relaxation -----------------------------------------------------------------------

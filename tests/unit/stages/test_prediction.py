@@ -37,6 +37,11 @@ channels = ["vessel wall", "myelin"]
 name = "semantic"
 kind = "classes"
 channels = ["glia", "unknown", "soma"]
+
+[[head]]
+name = "embedding"
+kind = "embedding"
+channels = ["a", "b"]
 """
 
 BOUNDS = Bbox.of_shape((24, 20, 10), Vec3(3, 4, 5))
@@ -111,6 +116,32 @@ def test_semantic_labels_are_those_of_the_region_graph(model, image):
     np.testing.assert_array_equal(
         unsure[exact.max(axis=3) >= least], labels[exact.max(axis=3) >= least]
     )
+
+
+def test_embeddings_are_all_channels_of_their_head(model, image):
+    exact = said(model, image, "embedding")
+    found = processed(stage("embeddings", model), {"image": image})
+    assert found.shape[3] == 2
+    np.testing.assert_array_equal(found, quantise(exact))
+
+
+def test_embeddings_of_another_head_are_refused(model):
+    (fault,) = stage("embeddings", model, head="wrappings").check({})
+    assert "gives masks; take an embedding" in fault
+
+
+def test_how_thick_sections_are_is_nothing_to_a_net_of_sections():
+    spec = VolumeSpec(
+        dtype="uint8",
+        bounds=BOUNDS,
+        voxel_size_nm=(12.0, 12.0, 50.0),
+        kind_of_values="image",
+        storage_chunk=BOUNDS.shape,
+    )
+    net = stage("embeddings", "embedding-cortex")
+    assert not any("was trained at" in fault for fault in net.check({"i": spec}))
+    wide = spec.model_copy(update={"voxel_size_nm": (24.0, 24.0, 50.0)})
+    assert any("was trained at" in fault for fault in net.check({"i": wide}))
 
 
 def test_the_image_mask_hides_the_image(model, image):
