@@ -65,6 +65,10 @@ class _Octree(Stage):
         Memory that a node may take, by the model of what stays open [GB]. Levels whose
         nodes would take more are replaced by rounds of merging in partitions that take
         less; None sets no limit.
+    partition_limit_gb : float or None
+        Memory that a partition may take, by the same model [GB]; that of a node if None.
+        Partitions of a wave wait for the slowest of them, so smaller ones end sooner; n
+        of them exchange n² parts in a wave.
     rounds : int
         Rounds before the merging in partitions is given up. A round without work costs
         three small waves.
@@ -73,6 +77,7 @@ class _Octree(Stage):
     open_bytes: ClassVar[OpenBytes]
 
     node_limit_gb: float | None = Field(default=None, gt=0)
+    partition_limit_gb: float | None = Field(default=None, gt=0)
     rounds: int = Field(default=64, ge=1)
 
     @property
@@ -95,7 +100,8 @@ class _Octree(Stage):
         # Each partition works on about twice its share: its own, and what visits it.
         nodes = self.grid.counts(self.top).product
         left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
-        return max(2, math.ceil(2 * left / (self.node_limit_gb * 1e9)))
+        limit_gb = self.partition_limit_gb or self.node_limit_gb
+        return max(2, math.ceil(2 * left / (limit_gb * 1e9)))
 
     @property
     def answering(self) -> int:
@@ -308,7 +314,7 @@ class DownSweep(_Octree):
     """
 
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "decisions": ("bounds", "chunk", "node_limit_gb", "rounds")
+        "decisions": ("bounds", "chunk", "node_limit_gb", "partition_limit_gb", "rounds")
     }
 
     decisions: Layer
