@@ -1,10 +1,11 @@
 """A fleet of workers simulated on a plan without barriers: a task starts when it is ready.
 
 Who waits for whom is what the runtime goes by (`pipeline.runtime.dependencies`), and what
-most waves wait for goes first, as there. Workers of all kinds work at once. Time goes on in
-short windows: in each, the workers that become free in it take what is ready, each at its
-own moment. Tasks that start in one window are not ordered by moments, which is all that is
-inexact.
+most waves wait for goes first, as there; what is late gets a second worker, if one has
+nothing else to do (`pipeline.runtime.late`). Workers of all kinds work at once. Time goes
+on in short windows: in each, the workers that become free in it take what is ready, each at
+its own moment. Tasks that start in one window are not ordered by moments, which is all that
+is inexact.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fleet import Passed, Weather, Work, drawn
 from numpy.typing import NDArray
 
 from pipeline.runtime.dependencies import Dependencies
+from pipeline.runtime.late import LATE_TIMES
+from pipeline.runtime.run import LATE_S
 
 WINDOW_S = 5.0
 """Length of a window [s]; short beside a run, about as long as a task."""
@@ -35,7 +38,11 @@ _NEVER = np.float32(np.inf)
 
 @dataclass
 class _Wave:
-    """How far a wave is; times are those at which tasks end or become ready [s]."""
+    """How far a wave is; times are those at which tasks end or become ready [s].
+
+    Of tasks that will be late, ``late`` holds when they are, their end and place;
+    ``ending`` their end and place; and ``copied`` those that got a second worker.
+    """
 
     work: Work
     pool: str
@@ -45,6 +52,9 @@ class _Wave:
     tasks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     at: int = 0
     again: list[tuple[float, int]] = field(default_factory=list)
+    late: list[tuple[float, float, int]] = field(default_factory=list)
+    ending: list[tuple[float, int]] = field(default_factory=list)
+    copied: set[int] = field(default_factory=set)
     unknown: int = 0
     started: int = 0
     looked: float = -np.inf
@@ -90,6 +100,7 @@ def overlapped(
     fleets: Mapping[str, int],
     weather: Weather,
     *,
+    copies: bool = True,
     seed: int = 0,
 ) -> Overlapped:
     """Do a plan, each task when what it reads is there.
@@ -104,8 +115,10 @@ def overlapped(
         Workers by pool.
     weather : Weather
         What goes wrong.
+    copies : bool
+        Whether tasks that take far longer than others are sent again, as the runtime does.
     """
-    return _Simulation(known, waves, fleets, weather, seed).run()
+    return _Simulation(known, waves, fleets, weather, seed, copies=copies).run()
 
 
 class _Simulation:
@@ -116,8 +129,11 @@ class _Simulation:
         fleets: Mapping[str, int],
         weather: Weather,
         seed: int,
+        *,
+        copies: bool,
     ) -> None:
         self.known = known
+        self.copies = copies
         self.weather = weather
         self.rng = np.random.default_rng(seed)
         self.waves = [_Wave(work, pool, unknown=work.tasks) for pool, work in waves]
@@ -168,6 +184,8 @@ class _Simulation:
             later = min(later, wave.next_ready)
             if not len(idle):
                 break
+        idle, next_late = self._hurry(pool, idle, until)
+        later = min(later, next_late)
         if len(idle):
             others = (f.min() for p, f in self.free.items() if p != pool and self.order[p])
             later = min([later, now + _LOOKS_S, *others])
@@ -200,25 +218,82 @@ class _Simulation:
         begun = np.maximum(self.free[pool][workers], moments)
         seconds = drawn(self.rng, len(chosen), wave.work.seconds, self.weather)
         ends, rate = begun + seconds, self.weather.losses / 3600
+        late = begun + self._late_after(wave) + HEARD_S
         if rate:
             alive = self.rng.exponential(1 / rate, len(chosen))
             gone = alive < seconds
-            for worker, task, moment in zip(
-                workers[gone], chosen[gone], (begun + alive)[gone], strict=True
+            for worker, task, moment, missed in zip(
+                workers[gone], chosen[gone], (begun + alive)[gone], late[gone], strict=True
             ):
-                heapq.heappush(wave.again, (moment + self.weather.lease_s, int(task)))
+                back = moment + self.weather.lease_s
+                if len(rest):
+                    back = min(back, max(moment, missed))
+                heapq.heappush(wave.again, (back, int(task)))
                 self.free[pool][worker] = moment + self.weather.replaced_s
             self.lost[pool] += int(gone.sum())
             self.lost_s[pool] += float((alive[gone] + self.weather.replaced_s).sum())
             workers, chosen, ends = workers[~gone], chosen[~gone], ends[~gone]
-            seconds = seconds[~gone]
+            seconds, late = seconds[~gone], late[~gone]
         self.free[pool][workers] = ends
         self.busy[pool] += float(seconds.sum())
-        if wave.ends is not None:
-            wave.ends[chosen] = ends
-        wave.started += len(chosen)
-        wave.last = max(wave.last, float(ends.max(initial=0.0)))
+        is_late = ends > late
+        for moment, end, task in zip(
+            late[is_late], ends[is_late], chosen[is_late], strict=True
+        ):
+            heapq.heappush(wave.late, (float(moment), float(end), int(task)))
+            heapq.heappush(wave.ending, (float(end), int(task)))
+        self._settle(wave, chosen[~is_late], ends[~is_late])
         return rest
+
+    def _settle(
+        self, wave: _Wave, tasks: NDArray[np.int64], ends: NDArray[np.float64]
+    ) -> None:
+        """Take note when tasks end."""
+        if wave.ends is not None:
+            wave.ends[tasks] = ends
+        wave.started += len(tasks)
+        wave.last = max(wave.last, float(ends.max(initial=0.0)))
+
+    def _late_after(self, wave: _Wave) -> float:
+        """Return after which time a task is sent again [s]."""
+        if not self.copies:
+            return np.inf
+        return max(LATE_S, LATE_TIMES * wave.work.seconds)
+
+    def _hurry(
+        self, pool: str, idle: NDArray[np.int64], until: float
+    ) -> tuple[NDArray[np.int64], float]:
+        """Let workers that have nothing to do take tasks that are late a second time.
+
+        Returns
+        -------
+        idle : int64 array
+            Workers that are left.
+        later : float
+            When the next task is late [s].
+        """
+        later = np.inf
+        for n in self.order[pool]:
+            wave = self.waves[n]
+            while wave.ending and wave.ending[0][0] <= until:
+                end, task = heapq.heappop(wave.ending)
+                if task not in wave.copied:
+                    self._settle(wave, np.array([task]), np.array([end]))
+            if 2 * wave.started < wave.work.tasks:
+                continue
+            while wave.late and wave.late[0][0] <= until and len(idle):
+                moment, end, task = heapq.heappop(wave.late)
+                if end <= until:
+                    continue
+                worker, idle = idle[0], idle[1:]
+                (seconds,) = drawn(self.rng, 1, wave.work.seconds, self.weather)
+                copied = max(moment, float(self.free[pool][worker])) + float(seconds)
+                self.free[pool][worker] = copied
+                self.lost_s[pool] += float(seconds)
+                wave.copied.add(task)
+                self._settle(wave, np.array([task]), np.array([min(end, copied)]))
+            later = min(later, wave.late[0][0] if wave.late else np.inf)
+        return idle, later
 
     def _look(self, n: int, now: float) -> None:
         """Find which tasks of a wave are ready, or will be at a moment that is known."""

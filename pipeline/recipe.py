@@ -47,7 +47,7 @@ Describe = Callable[[str, str], LayerSpec]
 """Says what a layer that exists holds, by its name and location."""
 
 _TOP = {"name", "grid", "layers", "stage"}
-_SHARED = ("bounds", "chunk", "node_limit_gb", "rounds")
+_SHARED = ("bounds", "chunk", "node_limit_gb", "partition_limit_gb", "rounds")
 """What ``[grid]`` gives to every stage that has such a field and does not set it."""
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 DEFECTS: Mapping[str, int] = {"fold": 1, "crack": 2, "resin": 4}
 """Bits of a mask of defects."""
@@ -62,11 +61,17 @@ def _high_pass(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Take the mean around away, over what is shown."""
     shown = (image > 0).astype(np.float64)
     grey = image.astype(np.float64)
-    # Whole numbers in float64: the sums are exact, and no box matters.
-    area = _HIGH_PASS**2
-    total = np.rint(uniform_filter(grey, _HIGH_PASS, mode="constant") * area)
-    count = np.rint(uniform_filter(shown, _HIGH_PASS, mode="constant") * area)
+    total, count = _sums(grey, _HIGH_PASS), _sums(shown, _HIGH_PASS)
     return np.asarray((grey - total / np.maximum(count, 1)) * shown, np.float32)
+
+
+def _sums(values: NDArray[np.float64], around: int) -> NDArray[np.float64]:
+    """Add up whole numbers around each; exact in float64, so that no box matters."""
+    # Here, because it takes as long to load as all stages together.
+    from scipy.ndimage import uniform_filter
+
+    mean = uniform_filter(values, around, mode="constant")
+    return np.asarray(np.rint(mean * around**2))
 
 
 def aligned_blocks(
@@ -85,11 +90,7 @@ def aligned_blocks(
     """
     known = correlation > _UNKNOWN / 2 - 0.5
     alike = (correlation > least) & known
-    area = around * around
-    votes, voters = (
-        np.rint(uniform_filter(v.astype(np.float64), around, mode="constant") * area)
-        for v in (alike, known)
-    )
+    votes, voters = (_sums(v.astype(np.float64), around) for v in (alike, known))
     return np.where(known, np.where(2 * votes > voters, 1, 0), -1).astype(np.int8)
 
 

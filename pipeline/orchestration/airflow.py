@@ -64,6 +64,8 @@ def recipe_dag(path: Path) -> DAG:
         recipe.name,
         schedule=None,
         catchup=False,
+        # Nothing starts by itself; paused, what is triggered would wait for ever.
+        is_paused_upon_creation=False,
         tags=_TAGS,
         params=_params(recipe.name),
         doc_md=document,
@@ -106,6 +108,7 @@ def generic_dag(folder: Path) -> DAG:
         GENERIC,
         schedule=None,
         catchup=False,
+        is_paused_upon_creation=False,
         tags=_TAGS,
         params={**_recipe_params(names), **_params("")},
         doc_md="Any recipe, over any box. The same name and root go on with the same run.",

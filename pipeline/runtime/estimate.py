@@ -100,7 +100,7 @@ def _wave(specs: Specs, stage: Stage, wave: Wave, done: int) -> WaveEstimate:
     counts = grid.counts(stage.octree_level(wave.level))
     middle = ChunkKey(wave.level, *(n // 2 for n in counts))
     task = stage.task(middle)
-    bytes_in = sum(_bytes(specs, read) for read in stage.reads(task).values())
+    bytes_in = sum(_bytes(specs, read) for read in stage.likely_reads(task).values())
     target = stage.target(task)
     spec = specs.get(target.layer)
     voxels = grid.bounds.volume

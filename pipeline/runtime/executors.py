@@ -25,6 +25,7 @@ from pipeline.errors import PermanentError, TaskError, TransientError
 from pipeline.geometry import ChunkKey
 from pipeline.runtime.cores import machine_cores, use_threads
 from pipeline.runtime.frontier import Frontier, Job
+from pipeline.runtime.late import Latecomers
 from pipeline.runtime.queue import TaskQueue
 from pipeline.runtime.run import ATTEMPTS, Run
 from pipeline.runtime.steps import STEPS, STREAM
@@ -36,6 +37,8 @@ log = logging.getLogger("em.run")
 
 _RETRY_PAUSE_S = 1.0
 _SILENCE_S = 60.0
+_HURRIES_S = 5.0
+"""How often one looks whether tasks are late [s]."""
 _SENT_AT_MOST = 5
 _DEAF_AT_MOST = 20
 _FIRST_LOOK_S = 0.05
@@ -288,6 +291,8 @@ class Queued:
             began = time.monotonic()
             try:
                 ended = sum(line.look(run, frontier) for line in self._lines)
+                for line in self._lines:
+                    line.hurry(run, frontier)
             except TransientError as error:
                 deaf += 1
                 if deaf > _DEAF_AT_MOST:
@@ -315,6 +320,8 @@ class _Line:
         self.queue = queue
         self.pools = pools
         self._empty_since: float | None = None
+        self._late = Latecomers()
+        self._hurried = time.monotonic()
         self.hears()
 
     def hears(self) -> None:
@@ -330,6 +337,7 @@ class _Line:
             jobs := _taken(frontier, self.pools, min(_BATCH, room - sent))
         ):
             self._insert(run, jobs)
+            self._late.sent(jobs, time.monotonic())
             sent += len(jobs)
         return sent
 
@@ -351,6 +359,24 @@ class _Line:
         elif time.monotonic() - self._empty_since > self.queue.settles_s:
             self._send_again(run, frontier, left)
         return ended
+
+    def hurry(self, run: Run, frontier: Frontier) -> None:
+        """Send what is late once more, if workers have nothing else to do."""
+        now = time.monotonic()
+        if now - self._hurried < _HURRIES_S:
+            return
+        self._hurried = now
+        under_way = list(frontier.under_way(self.pools))
+        if not under_way or self.queue.counts()[0]:
+            self._late.waits(now)
+            return
+        for n, count in under_way:
+            jobs = list(self._late.late(run, frontier, n, count, now))
+            self._insert(run, jobs)
+            for job in jobs:
+                log.info(
+                    f"{job.stage.output}/{job.key} takes far longer than others; sent again"
+                )
 
     def _send_again(self, run: Run, frontier: Frontier, left: int) -> None:
         if self._sent > _SENT_AT_MOST:

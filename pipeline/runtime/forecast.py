@@ -489,7 +489,7 @@ def _wave(
     pool, storage = prices.pool[stage.pool], prices.storage
     compute_s = max(all_units * rate.seconds_per_unit, n * rate.least_seconds) / pool.speed
 
-    reads = list(stage.reads(stage.task(middle)).values())
+    reads = list(stage.likely_reads(stage.task(middle)).values())
     known = calibration or typical()
     in_bytes = n * sum(_read_bytes(specs, known, read) for read in reads)
     out_bytes = all_units * rate.stored_per_unit

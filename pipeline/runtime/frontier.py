@@ -284,6 +284,17 @@ class Frontier:
                 return
             yield Job(wave, front.wave.stage, front.key(place))
 
+    def done(self, wave: int, count: int) -> Iterator[Job]:
+        """Yield some tasks of a wave that are done, spread over it; at most so many."""
+        front = self._fronts[wave]
+        size = front.extent.product
+        found = set()
+        for number in range(count):
+            if front.states is not None:
+                found.add(front.states.find(_DONE, number * size // count))
+        for place in sorted(found - {-1}):
+            yield Job(wave, front.wave.stage, front.key(place))
+
     def wave(self, number: int) -> Wave:
         """Return a wave by its number."""
         return self._fronts[number].wave

@@ -68,6 +68,9 @@ ATTEMPTS = 5
 _MEMORY_ATTEMPTS = 2
 """Starts that run out of memory with nothing beside them before a task is parked."""
 
+LATE_S = 60.0
+"""A task that takes longer may be given to a second worker (see `runtime.late`) [s]."""
+
 _AHEAD_SHARE = 0.8
 """Of the memory of a worker, for a task and what the next one reads."""
 
@@ -290,6 +293,10 @@ class Run:
         del inputs
         clock.ends("compute")
         clock.waited(STEPS.write())
+        # Another worker may have been given it meanwhile, and the run have gone on.
+        is_late = not again and time.time() - started > LATE_S
+        if is_late and self.done_record(stage, key) is not None:
+            return "skipped"
         target = stage.target(task)
         spec = self.specs[target.layer]
         value = cut_halo(stage, task, target, spec, value)

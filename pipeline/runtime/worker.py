@@ -403,9 +403,11 @@ class _Worker:
 
     def _has_room(self) -> bool:
         """Whether a task may wait beside those in hand, which will end before long."""
+        now = time.monotonic()
         return all(
             hand.stage.streams
-            or self._longest.get(hand.stage.output, _SHORT_S + 1) <= _SHORT_S
+            or max(now - hand.began, self._longest.get(hand.stage.output, _SHORT_S + 1))
+            <= _SHORT_S
             for hand in list(self._hands.values())
         )
 

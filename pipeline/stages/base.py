@@ -197,6 +197,19 @@ class Stage(BaseModel, ABC):
         """
         return {}
 
+    def likely_reads(self, task: Task) -> dict[str, Read]:
+        """Return what a task will read, as far as that is known before it does.
+
+        Of a `late` input that is taken to be what lies where the task writes.
+        """
+        reads = self.reads(task)
+        for name in self.late:
+            read = reads.get(name)
+            if isinstance(read, Region):
+                box = read.box.intersection(task.box)
+                reads[name] = Region(read.layer, box, read.mip)
+        return reads
+
     @abstractmethod
     def process(self, task: Task, *args: Any, **inputs: Any) -> Value:
         """Compute the output of a task from its inputs, which are read-only.

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,6 +56,46 @@ class OpenBytes:
                 faces += 2 * shape.product // shape[axis]
         return self.per_face_voxel * faces
 
+    def of_node(self, level: int, grid: Grid) -> int:
+        """Return the memory of a node at a level above the chunks [byte]."""
+        shape = _node_shape(level - 1, grid)
+        children = (Vec3.of(2).minimum(grid.counts(level - 1))).product
+        return int(children * self.left(shape, grid))
+
+    def of_all(self, level: int, grid: Grid) -> float:
+        """Return what all nodes of a level leave [byte]."""
+        return grid.counts(level).product * self.left(_node_shape(level, grid), grid)
+
+
+def _node_shape(level: int, grid: Grid) -> Vec3:
+    return (grid.chunk * (1 << level)).minimum(grid.bounds.shape)
+
+
+@lru_cache(maxsize=256)
+def _top(open_bytes: OpenBytes, grid: Grid, limit_gb: float) -> int:
+    """Return the highest level whose nodes stay within a limit.
+
+    Every task that is planned asks for it, and it is the same for all of a stage.
+    """
+    fits = (
+        level
+        for level in range(1, grid.height + 1)
+        if open_bytes.of_node(level, grid) > limit_gb * 1e9
+    )
+    return next(fits, grid.height + 1) - 1
+
+
+@lru_cache(maxsize=256)
+def _n_partitions(
+    open_bytes: OpenBytes, grid: Grid, node_limit_gb: float, limit_gb: float
+) -> int:
+    """Return how many partitions share what the highest nodes leave, 0 if nothing."""
+    top = _top(open_bytes, grid, node_limit_gb)
+    if top == grid.height:
+        return 0
+    # Each partition works on about twice its share: its own, and what visits it.
+    return max(2, math.ceil(2 * open_bytes.of_all(top, grid) / (limit_gb * 1e9)))
+
 
 class _Octree(Stage):
     """What the way up and the way down have in common: where it goes over into rounds.
@@ -65,6 +106,10 @@ class _Octree(Stage):
         Memory that a node may take, by the model of what stays open [GB]. Levels whose
         nodes would take more are replaced by rounds of merging in partitions that take
         less; None sets no limit.
+    partition_limit_gb : float or None
+        Memory that a partition may take, by the same model [GB]; that of a node if None.
+        Partitions of a wave wait for the slowest of them, so smaller ones end sooner; n
+        of them exchange n² parts in a wave.
     rounds : int
         Rounds before the merging in partitions is given up. A round without work costs
         three small waves.
@@ -73,6 +118,7 @@ class _Octree(Stage):
     open_bytes: ClassVar[OpenBytes]
 
     node_limit_gb: float | None = Field(default=None, gt=0)
+    partition_limit_gb: float | None = Field(default=None, gt=0)
     rounds: int = Field(default=64, ge=1)
 
     @property
@@ -80,22 +126,15 @@ class _Octree(Stage):
         """Highest level of the octree that is computed node by node."""
         if self.node_limit_gb is None:
             return self.grid.height
-        fits = (
-            level
-            for level in range(1, self.grid.height + 1)
-            if self.node_bytes(level) > self.node_limit_gb * 1e9
-        )
-        return next(fits, self.grid.height + 1) - 1
+        return _top(self.open_bytes, self.grid, self.node_limit_gb)
 
     @property
     def n_partitions(self) -> int:
         """Partitions of what the highest nodes leave, 0 if they leave nothing."""
-        if self.top == self.grid.height or self.node_limit_gb is None:
+        if self.node_limit_gb is None:
             return 0
-        # Each partition works on about twice its share: its own, and what visits it.
-        nodes = self.grid.counts(self.top).product
-        left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
-        return max(2, math.ceil(2 * left / (self.node_limit_gb * 1e9)))
+        limit_gb = self.partition_limit_gb or self.node_limit_gb
+        return _n_partitions(self.open_bytes, self.grid, self.node_limit_gb, limit_gb)
 
     @property
     def answering(self) -> int:
@@ -104,12 +143,7 @@ class _Octree(Stage):
 
     def node_bytes(self, level: int) -> int:
         """Estimate the memory of a node at a level above the chunks [byte]."""
-        shape = self._node_shape(level - 1)
-        children = (Vec3.of(2).minimum(self.grid.counts(level - 1))).product
-        return int(children * self.open_bytes.left(shape, self.grid))
-
-    def _node_shape(self, level: int) -> Vec3:
-        return (self.grid.chunk * (1 << level)).minimum(self.bounds.shape)
+        return self.open_bytes.of_node(level, self.grid)
 
     def octree_level(self, level: int) -> int:
         """Return the level itself, 0 in the grid of partitions."""
@@ -146,9 +180,7 @@ class _Octree(Stage):
             return super().memory(specs, level)
         if level <= self.top:
             return self.node_bytes(level)
-        nodes = self.grid.counts(self.top).product
-        left = nodes * self.open_bytes.left(self._node_shape(self.top), self.grid)
-        return int(2 * left / self.n_partitions)
+        return int(2 * self.open_bytes.of_all(self.top, self.grid) / self.n_partitions)
 
     def round_share(self, level: int) -> float | None:
         """Return how much there is to do in a step of a round, beside the first."""
@@ -308,7 +340,7 @@ class DownSweep(_Octree):
     """
 
     agrees: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "decisions": ("bounds", "chunk", "node_limit_gb", "rounds")
+        "decisions": ("bounds", "chunk", "node_limit_gb", "partition_limit_gb", "rounds")
     }
 
     decisions: Layer

@@ -20,7 +20,9 @@ import reconstruct
 seconds = time.process_time() - began
 dags = [d for d in vars(reconstruct).values() if isinstance(d, airflow.sdk.DAG)]
 tasks = {d.dag_id: {t.task_id: sorted(t.upstream_task_ids) for t in d.tasks} for d in dags}
-print(json.dumps({"seconds": seconds, "tasks": tasks, "modules": sorted(sys.modules)}))
+paused = [d.dag_id for d in dags if d.is_paused_upon_creation is not False]
+said = {"seconds": seconds, "tasks": tasks, "paused": paused}
+print(json.dumps({**said, "modules": sorted(sys.modules)}))
 """
 RUN = """
 import json, os, sys
@@ -61,7 +63,12 @@ def test_parsing_is_fast_and_touches_no_storage(parsed):
     assert parsed["seconds"] < 1, "processor time beyond that of importing Airflow"
     heavy = {"torch", "cloudvolume", "cloudfiles", "taskqueue", "tensorstore", "boto3"}
     heavy |= {"kubernetes", "neuroglancer", "igneous", "pipeline.layers.store"}
+    heavy |= {"scipy.ndimage"}
     assert not heavy & {*parsed["modules"]}
+
+
+def test_what_is_triggered_does_not_wait_for_a_switch(parsed):
+    assert parsed["paused"] == []
 
 
 def test_a_recipe_has_a_task_for_each_wave_and_no_more(parsed):

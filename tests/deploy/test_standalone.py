@@ -111,7 +111,6 @@ class Server:
         raise TimeoutError(f"{what} did not come in {TIMEOUT_S} s")
 
     def trigger(self, **conf):
-        self("PATCH", "/api/v2/dags/reconstruct", {"is_paused": False})
         made = self(
             "POST",
             "/api/v2/dags/reconstruct/dagRuns",

@@ -23,6 +23,8 @@ from .oracle import Contact, Graph, Merge, Refusal, Region
 
 ROUNDS = 25
 """Rounds of merging in partitions: more than these volumes need."""
+SHARES = (1.0, 0.4, 0.15)
+"""Limits of partitions, over those of nodes."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,25 @@ def stages(case: Case) -> list[Stage]:
         del entries[: made + 1]
     grid = {"bounds": v.bounds, "chunk": case.chunk}
     made = [STAGES[e.pop("use")].model_validate({**e, **grid}) for e in entries]
-    return [limited(stage) for stage in made] if v.in_partitions else made
+    share = SHARES[case.order % len(SHARES)]
+    return [limited(stage, share) for stage in made] if v.in_partitions else made
 
 
-def limited(stage: Stage) -> Stage:
-    """Let an octree end below its top, and the rest be merged in partitions."""
+def limited(stage: Stage, share: float) -> Stage:
+    """Let an octree end below its top, and the rest be merged in partitions.
+
+    Parameters
+    ----------
+    stage : Stage
+        Any; others are left as they are.
+    share : float
+        Limit of a partition over that of a node: the less, the more partitions.
+    """
     if not isinstance(stage, (UpSweep, DownSweep)) or stage.grid.height == 0:
         return stage
     limit = 0.999 * stage.node_bytes(stage.grid.height) / 1e9
-    return stage.model_copy(update={"node_limit_gb": limit, "rounds": ROUNDS})
+    limits = {"node_limit_gb": limit, "partition_limit_gb": share * limit}
+    return stage.model_copy(update={**limits, "rounds": ROUNDS})
 
 
 def run(case: Case, layers: dict[str, NDArray[Any]]) -> Result:

@@ -333,6 +333,28 @@ def test_without_barriers_nobody_waits_for_the_rest_of_a_wave():
     assert all(end > 0 for end in rough.ends)
 
 
+def test_a_second_worker_shortens_what_one_task_holds_up():
+    from fleet import Weather
+    from ready_fleet import overlapped
+
+    known, waves = plan_of_two_stages()
+    windy = Weather(stragglers=0.01, slow=30.0, losses=2.0)
+    alone, helped = (
+        overlapped(known, waves, {"cpu": 400}, windy, copies=copies)
+        for copies in (False, True)
+    )
+    assert helped.wall_s < 0.6 * alone.wall_s
+    assert helped.passed["cpu"].busy_s == pytest.approx(
+        alone.passed["cpu"].busy_s, rel=0.3
+    ), "what the first workers do is not saved"
+    # Where nobody has nothing to do there is no second one until the end.
+    few = [
+        overlapped(known, waves, {"cpu": 4}, windy, copies=copies).wall_s
+        for copies in (False, True)
+    ]
+    assert few[1] == pytest.approx(few[0], rel=0.05)
+
+
 def test_a_missing_figure_meets_no_target():
     from harness import Target, judge
 

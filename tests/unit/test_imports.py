@@ -18,6 +18,7 @@ HEAVY = [
     "igneous",
     "kimimaro",
     "neuroglancer",
+    "scipy.ndimage",
     "taskqueue",
     "tensorstore",
     "zmesh",

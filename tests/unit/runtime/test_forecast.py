@@ -354,6 +354,32 @@ def test_every_stage_of_a_segmentation_has_a_typical_rate():
     assert {"ingest", "overlaps", "affinities", "basins", "relabel", "meshes"} <= known
 
 
+def test_a_chunk_is_not_charged_for_whole_loose_sections(tmp_path):
+    """It reads the window that its field points to, which is about as large as it."""
+    from pipeline.runtime.estimate import estimate
+
+    text = RECIPE.format(stop=[128, 64, 32], size="128,64,32").partition("[[stage]]")
+    loose = """
+[[stage]]
+use = "warp"
+image = "image"
+output = "aligned"
+voxel_size_nm = [6.0, 6.0, 30.0]
+storage_chunk = [16, 16, 16]
+"""
+    ingest = text[2].partition("[[stage]]")[0]
+    document = tomllib.loads(text[0] + text[1] + ingest + loose)
+    run = Run.plan(Recipe.parse(document), str(tmp_path))
+    stage = run.recipe.stage("aligned")
+    task = stage.task(next(iter(stage.plan()[0])))
+    assert stage.reads(task)["image"].box.volume == 128 * 64 * 16
+    image, aligned = estimate(run)
+    assert aligned.bytes_in == aligned.bytes_out == image.bytes_out == 128 * 64 * 32
+    forecast = Forecast.of(run, Prices.load(PROJECT / "examples/prices.toml"), None)
+    moved = [s.costs.moved_gb * 1e9 for s in forecast.stages]
+    assert moved[1] < 4 * 128 * 64 * 32
+
+
 def test_a_round_is_charged_for_what_is_left_of_the_work(tmp_path):
     whole = Recipe.load(PROJECT / "dags/recipes/minnie65.toml")
     run = Run.plan(whole, str(tmp_path))

@@ -88,6 +88,27 @@ def test_the_memory_of_a_node_over_all_is_counted():
     assert large.memory(specs) > 100 * leaf_only.memory(specs)
 
 
+def test_smaller_partitions_are_more_of_them_below_the_same_nodes():
+    """The way down agrees, so that it asks as many as answered."""
+    vast = {"bounds": Bbox.of_shape((25600, 25600, 5120)), "chunk": Vec3(256, 256, 512)}
+    limits = {"node_limit_gb": 20, "rounds": 3}
+    up = BasinGraphs(affinities="a", basins="b", output="g", **vast, **limits)
+    alike = up.model_copy(update={"partition_limit_gb": 20})
+    small = up.model_copy(update={"partition_limit_gb": 0.5})
+    level = up.top + 1
+    assert 0 < up.top == small.top < up.grid.height
+    assert alike.n_partitions == up.n_partitions
+    assert small.n_partitions == pytest.approx(40 * up.n_partitions, rel=0.05)
+    assert small.memory({}, level) <= 0.5e9 < up.memory({}, level) <= 20e9
+    assert small.memory({}, up.top) == up.memory({}, up.top)
+    assert len(small.plan()[-1]) == small.n_partitions
+    down = SupervoxelTable(decisions="g", output="t", **vast, **limits)
+    assert down.model_copy(update={"partition_limit_gb": 0.5}).n_partitions == (
+        small.n_partitions
+    )
+    assert "partition_limit_gb" in SupervoxelTable.agrees["decisions"]
+
+
 @pytest.mark.parametrize("kind", [Basins, BasinGraphs])
 def test_affinities_of_another_kind_are_refused(kind):
     named = {} if kind is Basins else {"basins": "b"}
