@@ -171,10 +171,12 @@ def view(
 ) -> None:
     """Open the layers of a run in Neuroglancer, until Ctrl-C.
 
+    With --segments the synapses of these are shown alone, and listed.
+
     Example: em view --root out
     """
     from pipeline import view as neuroglancer_view
-    from pipeline.runtime.results import view_layers, view_synapses
+    from pipeline.runtime.results import view_layers, view_lists, view_synapses
 
     chosen = None if segments is None else ints(segments)
     runs = open_runs(root, recipe)
@@ -185,7 +187,10 @@ def view(
     if url:
         typer.echo(neuroglancer_view.hosted_url(layers, place, synapses=synapses))
         return
-    with neuroglancer_view.launch(layers, place, synapses=synapses, port=port) as viewer:
+    lists = [found for r in runs for found in view_lists(r, chosen or [])]
+    with neuroglancer_view.launch(
+        layers, place, synapses=synapses, listed=lists, port=port
+    ) as viewer:
         if screenshot is not None:
             neuroglancer_view.screenshot(viewer, screenshot)
             typer.echo(f"picture: {screenshot}")

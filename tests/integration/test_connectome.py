@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import view
 from pipeline.cli import app
 from pipeline.errors import DataError, MissingInputError, RecipeError
 from pipeline.geometry import Bbox
@@ -23,8 +25,11 @@ from pipeline.recipe import Recipe
 from pipeline.runtime.connectome import census, open_connectome, wiring_of
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
+from pipeline.runtime.results import view_lists, view_synapses
 from pipeline.runtime.run import Run
 from pipeline.specs import Region, VolumeSpec
+from pipeline.view import ViewLayer, launch
+from tests.deploy.browser import opened
 
 RECIPE = Path(__file__).parents[2] / "dags" / "recipes" / "connectome.toml"
 SHAPE = (192, 192, 48)
@@ -69,6 +74,10 @@ def recipe(places, chunk=CHUNK):
             stage["voxel_size_nm"] = VOXEL
         if stage["use"] == "component_graph":
             stage["dust"] = 10
+        if stage["use"] == "net_partners":
+            # The phantom is of other tissue than the net.
+            stage["use"] = "contact_partners"
+            del stage["image"], stage["model"]
     return Recipe.parse(
         {
             "name": "connectome",
@@ -155,6 +164,51 @@ def test_partners_of_a_neuron_come_from_two_files(run, rows):
     wiring = wiring_of(reader, neuron)
     assert sum(p.synapses for p in wiring.outputs) == (rows["pre_segment"] == neuron).sum()
     assert sum(p.synapses for p in wiring.inputs) == (rows["post_segment"] == neuron).sum()
+
+
+def test_synapses_of_a_neuron_are_listed_for_the_viewer(run, rows):
+    neuron = busiest(rows)
+    (listed,) = view_lists(run, [neuron])
+    own = rows[(rows["pre_segment"] == neuron) | (rows["post_segment"] == neuron)]
+    assert {row.id for row in listed.rows} == {*own["id"].tolist()}
+    assert len(listed.rows) == len(own)
+    for row in listed.rows:
+        (there,) = own[own["id"] == row.id]
+        onto = there["pre_segment"] == neuron
+        partner = there["post_segment" if onto else "pre_segment"]
+        assert row.text.startswith(f"{'onto' if onto else 'from'} {partner}, ")
+        assert row.pre_nm == tuple(there[f"pre_{a}_nm"] for a in "xyz")
+    assert view_lists(run, [12345])[0].rows == []
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, view.BROWSERS)),
+    reason=f"none of {', '.join(view.BROWSERS)} is in PATH",
+)
+def test_neuroglancer_lists_the_synapses_of_a_neuron(run, rows):
+    neuron = busiest(rows)
+    lists = view_lists(run, [neuron])
+    shown = [
+        ViewLayer("segmentation", run.store.location("segmentation"), SPEC),
+    ]
+    lines = view_synapses(run, only_selected=True)
+    entries = "document.querySelectorAll('.neuroglancer-annotation-list-entry')"
+    with (
+        launch(shown, synapses=lines, listed=lists) as viewer,
+        opened(flags=view._BROWSER_FLAGS) as page,
+    ):
+        page.go(viewer.url)
+        page.wait(f"{entries}.length")
+        texts = page.js(f"[...{entries}].map(e => e.innerText).join('|')")
+    assert texts.count("voxels") == len(lists[0].rows) >= 2
+    for row in lists[0].rows:
+        assert row.text in texts
+
+
+def busiest(rows):
+    """Return the segment that has most synapses onto it."""
+    ids, counts = np.unique(rows["post_segment"], return_counts=True)
+    return int(ids[np.where(ids == 0, 0, counts).argmax()])
 
 
 def test_duckdb_reads_the_tables(run, rows):
