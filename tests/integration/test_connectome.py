@@ -455,6 +455,13 @@ def test_files_of_two_runs_in_one_folder_are_found_out(run, tmp_path):
         list(ConnectomeReader.open(str(mixed)).blocks("pre"))
 
 
+def test_a_run_says_where_its_wiring_diagram_is(run):
+    root = run.store.root.removeprefix("file://")
+    told = CliRunner().invoke(app, ["run", "connectome", "--root", root, "--workers", "1"])
+    assert told.exit_code == 0, told.output
+    assert f" connectome --root {root}\nlook: " in told.stdout
+
+
 def test_what_cannot_be_asked_is_said(run, tmp_path):
     root = run.store.root.removeprefix("file://")
     asked = ["export", "synapses", "--root", root, "--to", str(tmp_path / "out")]
