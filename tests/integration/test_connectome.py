@@ -59,7 +59,8 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("truth")
     labels = put(folder, "labels", PHANTOM.labels((0, 0, 0), SHAPE))
     clefts = put(folder, "cleft_map", PHANTOM.clefts((0, 0, 0), SHAPE))
-    return {"cleft_map": clefts, "segmentation": labels, "supervoxels": labels}
+    layers = dict.fromkeys(("segmentation", "supervoxels", "truth"), labels)
+    return {"cleft_map": clefts, **layers}
 
 
 def recipe(places, chunk=CHUNK):
@@ -78,6 +79,8 @@ def recipe(places, chunk=CHUNK):
             # The phantom is of other tissue than the net.
             stage["use"] = "contact_partners"
             del stage["image"], stage["model"]
+    compared = {"segmentation": "segmentation", "truth": "truth", "output": "overlaps"}
+    made.append({"use": "overlaps", **compared})
     return Recipe.parse(
         {
             "name": "connectome",
@@ -416,6 +419,7 @@ def test_segments_are_assigned_anew_without_looking_for_partners_again(
         {
             "partners": run.store.location("partners"),
             "segmentation": put(tmp_path, "segmentation", changed),
+            "truth": places["truth"],
         },
     )
     assert not {"contact_partners", "net_partners"} & {s.name for s in again.stages}
@@ -453,6 +457,40 @@ def test_files_of_two_runs_in_one_folder_are_found_out(run, tmp_path):
     second.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="no Parquet file"):
         list(ConnectomeReader.open(str(mixed)).blocks("pre"))
+
+
+def test_synapses_are_scored_by_a_table_of_true_ones(run, rows, tmp_path):
+    synapses, _ = truth()
+    inner = [s for s in synapses.values() if s.pre and s.post]
+    table = tmp_path / "true.csv"
+    size = np.array(VOXEL)
+    lines = [
+        ",".join(str(v) for v in (*(np.array(s.centre) * size), s.pre, s.post))
+        for s in inner
+    ]
+    table.write_text("\n".join(["x,y,z,pre,post", *lines, "100000,0,0,1,2"]))
+    asked = ["eval", "--root", run.store.root.removeprefix("file://")]
+    asked += ["--synapses", str(table), "--json"]
+    told = json.loads(CliRunner().invoke(app, asked).stdout)
+    found = told["detection"]
+    assert found["hits"] >= len(inner) - 1
+    assert found["false_negatives"] == len(inner) + 1 - found["hits"]
+    assert found["false_positives"] == len(rows) - found["hits"] > 0
+    assert told["partners"]["found"] == found["hits"]
+    assert told["partners"]["accuracy"] >= 0.8
+    swapped = [",".join([*line.split(",")[:3], "1", "2"]) for line in lines]
+    table.write_text("\n".join(["x,y,z,pre,post", *swapped]))
+    told = json.loads(CliRunner().invoke(app, asked).stdout)
+    assert told["partners"]["right"] == 0
+    nowhere = [*asked, "--within", "0,0,0,1,1,1"]
+    told = json.loads(CliRunner().invoke(app, nowhere).stdout)["detection"]
+    assert (told["false_positives"], told["hits"]) == (0, found["hits"])
+    table.write_text("x,y,pre\n1,2,3")
+    refused = CliRunner().invoke(app, asked)
+    assert isinstance(refused.exception, DataError)
+    assert "has no column z" in str(refused.exception)
+    table.write_text("x,y,z\n1,2,far")
+    assert "no number" in str(CliRunner().invoke(app, asked).exception)
 
 
 def test_a_run_says_where_its_wiring_diagram_is(run):
