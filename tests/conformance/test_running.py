@@ -165,6 +165,7 @@ def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
         "affinities of a mip",
         "relabel masked",
         "components by faces",
+        "net_partners by contact",
         # Its first wave reads what the last one but one wrote.
         "annotations",
     }
