@@ -123,7 +123,7 @@ def draw_neuron(
         parts = figure.subplot_mosaic(
             [["surface", "z"], ["surface", "y"]], width_ratios=[1.6, 1]
         )
-        _draw_surface(parts["surface"], surface, start_nm, stop_nm, sites)
+        _draw_surface(parts["surface"], surface, sites)
     for axes, shadow, down, name in (
         (parts["z"], shadows[0], 1, "y"),
         (parts["y"], shadows[1], 2, "z"),
@@ -141,12 +141,11 @@ def draw_neuron(
 def _draw_surface(
     axes: Axes,
     surface: Mesh,
-    start_nm: NDArray[Any],
-    stop_nm: NDArray[Any],
     sites: Sequence[tuple[NDArray[np.float64], str, str]],
 ) -> None:
     """Draw a surface mesh from the side, and the synapses before it, hidden ones too."""
-    camera = Camera.around(start_nm, stop_nm, _SURFACE)
+    low, high = (f(surface.vertices, axis=0).astype(float) for f in (np.min, np.max))
+    camera = Camera.around(low, high, _SURFACE)
     axes.imshow(render({1: surface}, camera))
     for places, label, color in sites:
         seen = camera.project(places)

@@ -78,7 +78,7 @@ def recipe(places, chunk=CHUNK):
         if stage["use"] == "net_partners":
             # The phantom is of other tissue than the net.
             stage["use"] = "contact_partners"
-            del stage["image"], stage["model"]
+            del stage["image"], stage["model"], stage["pair"]
     compared = {"segmentation": "segmentation", "truth": "truth", "output": "overlaps"}
     made.append({"use": "overlaps", **compared})
     return Recipe.parse(
