@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import h5py
 import numpy as np
@@ -31,6 +31,9 @@ from pipeline.kernels.partners import (
     surroundings,
 )
 from pipeline.phantom import Phantom
+
+if TYPE_CHECKING:
+    from pipeline.nets.model import Model
 
 BLOCK, TRUTH = "ac3_x0_512.h5", "ac3_x0_512_synapses.json"
 VOXEL = (6.0, 6.0, 30.0)
@@ -225,34 +228,65 @@ def prepare(
         at = place_of(synapse)
         if synapse["visual_check"] != "ok" or not bounds.contains(Bbox(at, at + 1)):
             continue
-        crop = Bbox.of_shape(CROP, at - CROP // 2)
-        low = crop.start.maximum(bounds.start).minimum(bounds.stop - CROP)
-        box = Bbox(low, low + CROP).slices()
         around, start = block.around(at)
-        cleft = np.zeros(CROP.astuple(), bool)
-        common = Bbox.of_shape(CROP, low).intersection(
-            Bbox.of_shape(around.image.shape, start)
-        )
-        cleft[common.slices(low)] = attention(around.image, at - start)[
-            common.slices(start)
-        ]
-        here = block.labels[box]
-        pre, post = (here == synapse[f"{side}_label"] for side in ("pre", "post"))
-        _put(to / f"s{number}.h5", block.image[box], cleft, pre, post)
-        lines.append(_volume(f"s{number}", 1.0))
+        cleft = attention(around.image, at - start)
+        put_crop(to / f"s{number}.h5", block, synapse, bounds, cleft, start)
+        lines.append(volume_of(f"s{number}", 1.0))
         n += 1
-    phantom = Phantom(seed=11, synapses=0.95)
-    chosen = phantom.synapses_in((0, 0, 0), (500, 500, 100))[:phantoms]
-    for number, one in enumerate(chosen):
+    names = put_phantoms(to, phantoms)
+    lines += [volume_of(name, 0.5 * max(n, 1) / len(names)) for name in names]
+    (to / "train.toml").write_text("\n".join(lines))
+    print(f"{n} synapses of cortex and {len(names)} of the phantom in {to}")
+
+
+def put_crop(
+    path: Path,
+    block: Block,
+    synapse: dict[str, Any],
+    bounds: Bbox,
+    cleft: NDArray[np.bool_],
+    start: Vec3,
+) -> None:
+    """Write what a net of partners learns from one synapse.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5.
+    block : Block
+        The annotated block.
+    synapse : dict
+        One of its synapses.
+    bounds : Bbox
+        What may be learnt from [voxel].
+    cleft : bool array, (x, y, z)
+        The cleft that the net is shown.
+    start : Vec3
+        First voxel of it.
+    """
+    crop = Bbox.of_shape(CROP, place_of(synapse) - CROP // 2)
+    low = crop.start.maximum(bounds.start).minimum(bounds.stop - CROP)
+    box = Bbox(low, low + CROP)
+    shown = np.zeros(CROP.astuple(), bool)
+    common = box.intersection(Bbox.of_shape(cleft.shape, start))
+    shown[common.slices(low)] = cleft[common.slices(start)]
+    here = block.labels[box.slices()]
+    pre, post = (here == synapse[f"{side}_label"] for side in ("pre", "post"))
+    _put(path, block.image[box.slices()], shown, pre, post)
+
+
+def put_phantoms(to: Path, count: int) -> list[str]:
+    """Write synapses of the phantom likewise; return the names of the files."""
+    phantom, names = Phantom(seed=11, synapses=0.95), []
+    for number, one in enumerate(phantom.synapses_in((0, 0, 0), (500, 500, 100))[:count]):
         low = Vec3.of([int(c) for c in one.centre]) - CROP // 2
         corners = (low.astuple(), (low + CROP).astuple())
         labels = phantom.labels(*corners)
         cleft = phantom.clefts(*corners) == one.id
         pre, post = labels == one.pre, labels == one.post
-        _put(to / f"p{number}.h5", phantom.image(*corners), cleft, pre, post)
-        lines.append(_volume(f"p{number}", 0.5 * max(n, 1) / max(len(chosen), 1)))
-    (to / "train.toml").write_text("\n".join(lines))
-    print(f"{n} synapses of cortex and {len(chosen)} of the phantom in {to}")
+        names.append(f"p{number}")
+        _put(to / f"{names[-1]}.h5", phantom.image(*corners), cleft, pre, post)
+    return names
 
 
 def _put(
@@ -267,7 +301,8 @@ def _put(
             file[name] = np.ascontiguousarray(np.asarray(array, np.uint8).T)
 
 
-def _volume(name: str, weight: float) -> str:
+def volume_of(name: str, weight: float) -> str:
+    """Return the lines of train.toml for a file of those."""
     return f"""
 [[volume]]
 name = "{name}"
@@ -290,7 +325,6 @@ def score(
     from pipeline.nets.model import load_model
 
     block, net = Block.load(data), load_model(model)
-    patch = net.config.inference.patch
     chosen, assigned = [], []
     for synapse in block.synapses:
         at = place_of(synapse)
@@ -299,24 +333,40 @@ def score(
         here, start = block.around(at)
         found = seen(here, attention(here.image, at - start))
         chosen.append(synapse)
-        if found is None:
-            assigned.append(Assignment())
-            continue
-        outputs = []
-        for centre in sample_centres(found, patch):
-            box = Bbox.of_shape(patch, centre - patch // 2)
-            inputs = np.zeros((*patch, 2), np.float32)
-            ids = np.zeros(patch.astuple(), np.uint64, order="F")
-            common = box.intersection(Bbox.of_shape(here.image.shape))
-            inputs[(*common.slices(box.start), 0)] = here.image[common.slices()]
-            ids[common.slices(box.start)] = here.labels[common.slices()]
-            common = box.intersection(found.box)
-            inputs[(*common.slices(box.start), 1)] = found.cleft[
-                common.slices(found.box.start)
-            ]
-            outputs.append((ids, net.probabilities(inputs)))
-        assigned.append(by_means(found.candidates, outputs))
+        assigned.append(
+            Assignment()
+            if found is None
+            else by_means(found.candidates, outputs_of(net, here, found))
+        )
     told(chosen, assigned, as_json, model.name)
+
+
+def outputs_of(
+    net: Model, here: Block, found: Surroundings
+) -> list[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+    """Return labels around a cleft and what a net says of them, as the stage has it.
+
+    Parameters
+    ----------
+    net : Model
+        Of partners.
+    here : Block
+        What the cleft lies in.
+    found : Surroundings
+        The cleft, in voxels of `here`.
+    """
+    patch, outputs = net.config.inference.patch, []
+    for centre in sample_centres(found, patch):
+        box = Bbox.of_shape(patch, centre - patch // 2)
+        inputs = np.zeros((*patch, 2), np.float32)
+        ids = np.zeros(patch.astuple(), np.uint64, order="F")
+        common = box.intersection(Bbox.of_shape(here.image.shape))
+        inputs[(*common.slices(box.start), 0)] = here.image[common.slices()]
+        ids[common.slices(box.start)] = here.labels[common.slices()]
+        common = box.intersection(found.box)
+        inputs[(*common.slices(box.start), 1)] = found.cleft[common.slices(found.box.start)]
+        outputs.append((ids, net.probabilities(inputs)))
+    return outputs
 
 
 if __name__ == "__main__":

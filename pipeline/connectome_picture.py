@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipeline.contact_sheet import Camera, render
+from pipeline.specs import Mesh
+
+_SURFACE = (1000, 900)
 _INPUT, _OUTPUT, _CELL = "#0090c8", "#e07800", "#3a3a3a"
 
 
@@ -84,8 +89,9 @@ def draw_neuron(
     inputs_nm: NDArray[np.float64],
     outputs_nm: NDArray[np.float64],
     title: str,
+    surface: Mesh | None = None,
 ) -> None:
-    """Draw the shadows that a neuron casts along z and along y, and its synapses.
+    """Draw a neuron and its synapses: its surface, and the shadows along z and along y.
 
     Parameters
     ----------
@@ -99,29 +105,60 @@ def draw_neuron(
         Places of synapses onto and from it [nm].
     title : str
         What stands above.
+    surface : Mesh or None
+        Its surface mesh; the shadows are drawn alone without one.
     """
-    figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
+    figure = Figure(
+        figsize=(13, 7) if surface else (12, 6.5), dpi=130, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     figure.suptitle(
         f"{title}: {len(inputs_nm)} synapses onto it, {len(outputs_nm)} from it",
         fontsize=11,
     )
-    left, right = figure.subplots(1, 2)
+    sites = ((inputs_nm, "onto it", _INPUT), (outputs_nm, "from it", _OUTPUT))
+    if surface is None:
+        parts = figure.subplot_mosaic([["z", "y"]])
+    else:
+        parts = figure.subplot_mosaic(
+            [["surface", "z"], ["surface", "y"]], width_ratios=[1.6, 1]
+        )
+        _draw_surface(parts["surface"], surface, sites)
     for axes, shadow, down, name in (
-        (left, shadows[0], 1, "y"),
-        (right, shadows[1], 2, "z"),
+        (parts["z"], shadows[0], 1, "y"),
+        (parts["y"], shadows[1], 2, "z"),
     ):
         _draw_shadow(axes, shadow, start_nm, stop_nm, down)
-        for places, label, color in (
-            (inputs_nm, "onto it", _INPUT),
-            (outputs_nm, "from it", _OUTPUT),
-        ):
+        for places, label, color in sites:
             at = places / 1000
             axes.plot(at[:, 0], at[:, down], "o", color=color, markersize=5, label=label)
         axes.set_xlabel("x [um]")
         axes.set_ylabel(f"{name} [um]")
-    left.legend(frameon=False, loc="upper right")
+    parts["surface" if surface else "z"].legend(frameon=False, loc="upper right")
     figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_surface(
+    axes: Axes,
+    surface: Mesh,
+    sites: Sequence[tuple[NDArray[np.float64], str, str]],
+) -> None:
+    """Draw a surface mesh from the side, and the synapses before it, hidden ones too."""
+    low, high = (f(surface.vertices, axis=0).astype(float) for f in (np.min, np.max))
+    camera = Camera.around(low, high, _SURFACE)
+    axes.imshow(render({1: surface}, camera))
+    for places, label, color in sites:
+        seen = camera.project(places)
+        axes.plot(
+            *(seen[:, 0], seen[:, 1], "o"),
+            color=color,
+            markersize=7,
+            markeredgecolor="white",
+            label=label,
+        )
+    axes.set_xlim(0, camera.size[0])
+    axes.set_ylim(camera.size[1], 0)
+    axes.axis("off")
 
 
 def _draw_shadow(

@@ -44,6 +44,7 @@ PUBLIC_SCHEMES = ("gs", "s3", "https")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 _LOOPBACK = "127.0.0.1"
+_LIST_PIXELS = 400
 _CONTROLS = """\
 #uicontrol invlerp normalized
 #uicontrol float brightness slider(min=-1, max=1, default=0)
@@ -59,6 +60,13 @@ void main() {
   setEndpointMarkerSize(6.0);
 }
 """
+_LISTED = """\
+void main() {
+  setLineColor(vec4(1.0, 1.0, 1.0, 0.6));
+  setEndpointMarkerSize(0.0);
+}
+"""
+_SIDES = ("pre_segment", "post_segment")
 _ADJUST = "float adjust(float v) { return (v - 0.5) * exp(contrast) + 0.5 + brightness; }\n"
 _RANGE = re.compile(r"bytes=(?=\d|-\d)(\d*)-(\d*)")
 _BROWSER_FLAGS = (
@@ -130,6 +138,51 @@ class ViewSynapses:
     only_selected: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ListedSynapse:
+    """A synapse in a list beside the panels.
+
+    Parameters
+    ----------
+    id : int
+        The cleft.
+    pre_nm, post_nm : (x, y, z)
+        Where the line begins and ends [nm].
+    pre, post : int
+        Segments; 0 for none.
+    text : str
+        What the list says of it.
+    """
+
+    id: int
+    pre_nm: tuple[float, float, float]
+    post_nm: tuple[float, float, float]
+    pre: int
+    post: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewList:
+    """Synapses to list by name: Neuroglancer lists no annotations that lie in a layer.
+
+    They are part of the state, so these are some neurons', not a volume's.
+
+    Parameters
+    ----------
+    name : str
+        Title in the viewer.
+    segmentation : str
+        Name of the layer whose segments they belong to.
+    rows : sequence of ListedSynapse
+        In the order of the list.
+    """
+
+    name: str
+    segmentation: str
+    rows: Sequence[ListedSynapse]
+
+
 _Shown = TypeVar("_Shown", ViewLayer, ViewSynapses)
 
 
@@ -138,6 +191,7 @@ def state(
     position: Sequence[float] | None = None,
     *,
     synapses: Sequence[ViewSynapses] = (),
+    listed: Sequence[ViewList] = (),
     size: tuple[int, int] = (1280, 800),
     title: str | None = None,
 ) -> neuroglancer.ViewerState:
@@ -154,6 +208,8 @@ def state(
         Where the sections cross, in voxels of the first layer; None is the centre.
     synapses : sequence of ViewSynapses
         On top of all.
+    listed : sequence of ViewList
+        Synapses that are listed beside the panels; the first list is open.
     size : (width, height)
         Window that the zoom is fitted to [pixel].
     title : str or None
@@ -205,6 +261,11 @@ def state(
             s.layers[lines.segmentation].layer.object_alpha = 0.45
     segmented = [la.name for la in layers if la.spec.kind_of_values == "segmentation"]
     s.selected_layer.layer = (segmented or [layers[0].name])[-1]
+    for one in listed:
+        s.layers.append(name=one.name, layer=_list_of(one, s.dimensions))
+    if listed:
+        s.selected_layer.layer, s.selected_layer.visible = listed[0].name, True
+        s.selected_layer.size = _LIST_PIXELS
     return s
 
 
@@ -320,6 +381,7 @@ def launch(
     position: Sequence[float] | None = None,
     *,
     synapses: Sequence[ViewSynapses] = (),
+    listed: Sequence[ViewList] = (),
     port: int = 0,
     size: tuple[int, int] = (1280, 800),
     title: str | None = None,
@@ -334,6 +396,8 @@ def launch(
         Where the sections cross, in voxels of the first layer; None is the centre.
     synapses : sequence of ViewSynapses
         On top of all.
+    listed : sequence of ViewList
+        Synapses that are listed beside the panels.
     port : int
         Port of the viewer, of no effect on one that runs in this process already;
         layers are served on the ports that follow. With 0, any that are free.
@@ -355,7 +419,9 @@ def launch(
     try:
         shown = [_served(layer, servers, port) for layer in layers]
         lines = [_served(layer, servers, port) for layer in synapses]
-        described = state(shown, position, synapses=lines, size=size, title=title)
+        described = state(
+            shown, position, synapses=lines, listed=listed, size=size, title=title
+        )
         client = _client(port)
         client.set_state(described)
     except BaseException:
@@ -569,12 +635,39 @@ def _segmentation(layer: ViewLayer) -> neuroglancer.SegmentationLayer:
 
 
 def _lines(synapses: ViewSynapses) -> neuroglancer.AnnotationLayer:
-    sides = ("pre_segment", "post_segment")
     return neuroglancer.AnnotationLayer(
         source=f"precomputed://{_bare(synapses.location)}",
-        linked_segmentation_layer=dict.fromkeys(sides, synapses.segmentation),
-        filter_by_segmentation=list(sides) if synapses.only_selected else [],
+        linked_segmentation_layer=dict.fromkeys(_SIDES, synapses.segmentation),
+        filter_by_segmentation=list(_SIDES) if synapses.only_selected else [],
         shader=_LINES,
+    )
+
+
+def _list_of(
+    listed: ViewList, dimensions: neuroglancer.CoordinateSpace
+) -> neuroglancer.LocalAnnotationLayer:
+    """Describe lines that are listed; they lie where those of the layer do."""
+    voxel_nm = [scale * 1e9 for scale in dimensions.scales]
+
+    def place(nm: tuple[float, float, float]) -> list[float]:
+        return [a / v for a, v in zip(nm, voxel_nm, strict=True)]
+
+    return neuroglancer.LocalAnnotationLayer(
+        dimensions=dimensions,
+        annotations=[
+            neuroglancer.LineAnnotation(
+                id=str(row.id),
+                point_a=place(row.pre_nm),
+                point_b=place(row.post_nm),
+                description=row.text,
+                segments=[[segment] if segment else [] for segment in (row.pre, row.post)],
+            )
+            for row in listed.rows
+        ],
+        annotation_relationships=list(_SIDES),
+        linked_segmentation_layer=dict.fromkeys(_SIDES, listed.segmentation),
+        shader=_LISTED,
+        tab="annotations",
     )
 
 

@@ -12,35 +12,72 @@ import typer
 from pipeline.cli.app import app
 from pipeline.cli.opening import open_runs
 from pipeline.cli.options import Json, Root, RunName
-from pipeline.cli.scoring import print_scores, score_run
+from pipeline.cli.scoring import (
+    print_scores,
+    print_synapse_scores,
+    score_run,
+    score_synapses,
+)
 from pipeline.cli.text import ints, print_json, print_table, steps_between
 from pipeline.errors import (
     RootError,
 )
+from pipeline.geometry import Bbox
 
 if TYPE_CHECKING:
     pass
 
 
 @app.command("eval")
-def evaluate(root: Root, recipe: RunName = None, as_json: Json = False) -> None:
-    """Score the segmentation against the truth; writes scores.json into the root.
+def evaluate(
+    root: Root,
+    recipe: RunName = None,
+    synapses: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of true synapses: x, y, z [nm], and pre, post of the truth."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How far a cleft may be from a true one [nm].")
+    ] = 300.0,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            help="Voxels whose synapses are known, x0,y0,z0,x1,y1,z1; all if left out."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score runs against the truth: segmentations, which writes scores.json, and synapses.
 
-    Example: em eval --root out
+    Example: em eval --root out --synapses true.csv
     """
     from pipeline.stages.overlaps import Overlaps
+    from pipeline.stages.synapses import Connectome
 
+    kind = Overlaps if synapses is None else Connectome
     runs = [
         opened
         for opened in open_runs(root, recipe)
-        if any(isinstance(s, Overlaps) for s in opened.recipe.stages)
+        if any(isinstance(s, kind) for s in opened.recipe.stages)
     ]
     if not runs:
         raise RootError(
             f"no run in {root} compares with a truth; add a stage overlaps, or give "
             "--truth to em reconstruct"
+            if synapses is None
+            else f"no run in {root} has a connectome; see dags/recipes/connectome.toml"
         )
     for opened in runs:
+        if synapses is not None:
+            box = None if within is None else Bbox.parse(within)
+            found = score_synapses(opened, synapses, tolerance, box)
+            if as_json:
+                print_json(found)
+            else:
+                print_synapse_scores(found)
+            continue
         scores = score_run(opened)
         if as_json:
             print_json(scores)
@@ -171,10 +208,12 @@ def view(
 ) -> None:
     """Open the layers of a run in Neuroglancer, until Ctrl-C.
 
+    With --segments the synapses of these are shown alone, and listed.
+
     Example: em view --root out
     """
     from pipeline import view as neuroglancer_view
-    from pipeline.runtime.results import view_layers, view_synapses
+    from pipeline.runtime.results import view_layers, view_lists, view_synapses
 
     chosen = None if segments is None else ints(segments)
     runs = open_runs(root, recipe)
@@ -185,7 +224,10 @@ def view(
     if url:
         typer.echo(neuroglancer_view.hosted_url(layers, place, synapses=synapses))
         return
-    with neuroglancer_view.launch(layers, place, synapses=synapses, port=port) as viewer:
+    lists = [found for r in runs for found in view_lists(r, chosen or [])]
+    with neuroglancer_view.launch(
+        layers, place, synapses=synapses, listed=lists, port=port
+    ) as viewer:
         if screenshot is not None:
             neuroglancer_view.screenshot(viewer, screenshot)
             typer.echo(f"picture: {screenshot}")

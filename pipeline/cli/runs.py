@@ -42,6 +42,7 @@ from pipeline.errors import (
     StaleOutputError,
 )
 from pipeline.geometry import Bbox, ChunkKey, Vec3
+from pipeline.specs import ConnectomeSpec
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -511,6 +512,8 @@ def report(
     typer.echo(f"layers:  {where}")
     if sheet is not None:
         typer.echo(f"picture: {sheet}")
+    if any(isinstance(spec, ConnectomeSpec) for spec in run.specs.values()):
+        typer.echo(f"wiring:  {program()} connectome --root {where}")
     typer.echo(f"look:    {program()} view --root {where}")
 
 

@@ -232,9 +232,8 @@ def by_contact(found: Surroundings, classes: NDArray[np.uint8] | None = None) ->
     Assignment
         Scores are the shares of each in what is within reach and not background.
     """
-    within = found.segments[found.near]
-    counts = _counts(within, found.candidates)
-    order = np.argsort(-counts, kind="stable")[:2]
+    counts = _counts(found.segments[found.near], found.candidates)
+    order = _closest(found)
     if not len(order):
         return Assignment()
     share = counts / counts.sum()
@@ -315,18 +314,7 @@ def by_means(
     """
     if not len(candidates):
         return Assignment()
-    sums, counts = np.zeros((len(candidates), 2)), np.zeros(len(candidates))
-    for segments, said in patches:
-        # All in the order of memory.
-        flat = segments.reshape(-1, order="F")
-        both = said.reshape(-1, 2, order="F")
-        row = rows_of(candidates, flat)
-        chosen = np.flatnonzero(row >= 0)
-        row = row[chosen]
-        counts += np.bincount(row, minlength=len(candidates))
-        for side in range(2):
-            sums[:, side] += np.bincount(row, both[chosen, side], minlength=len(candidates))
-    means = sums / np.maximum(counts, 1)[:, None]
+    means = _means(candidates, patches)
     pre, post = (int(i) for i in means.argmax(axis=0))
     return Assignment(
         int(candidates[pre]),
@@ -334,6 +322,74 @@ def by_means(
         float(means[pre, 0]),
         float(means[post, 1]),
     )
+
+
+def by_order(
+    found: Surroundings, patches: list[tuple[NDArray[np.uint64], NDArray[np.float32]]]
+) -> Assignment:
+    """Take the pair of `by_contact`, in the order in which a net's mean output is greater.
+
+    Who touches a cleft is plain to see, and a net may prefer a neighbour that does not;
+    which of two is before is what it knows.
+
+    Parameters
+    ----------
+    found : Surroundings
+        The cleft.
+    patches : list of (uint64 array, (x, y, z), float32 array, (x, y, z, 2))
+        Segments of each patch, and what the net says of pre and of post there.
+
+    Returns
+    -------
+    Assignment
+        Scores are the means. A lone segment is on the side where its mean is greater.
+    """
+    pair = found.candidates[_closest(found)]
+    if not len(pair):
+        return Assignment()
+    means = _means(pair, patches)
+    if len(pair) == 1:
+        (segment,), ((pre, post),) = pair.tolist(), means.tolist()
+        return (
+            Assignment(segment, 0, pre, 0.0)
+            if pre > post
+            else Assignment(0, segment, 0.0, post)
+        )
+    in_order = means[0, 0] + means[1, 1] >= means[1, 0] + means[0, 1]
+    first, second = (0, 1) if in_order else (1, 0)
+    return Assignment(
+        int(pair[first]),
+        int(pair[second]),
+        float(means[first, 0]),
+        float(means[second, 1]),
+    )
+
+
+def _closest(found: Surroundings) -> NDArray[np.intp]:
+    """Return which two candidates have most of a cleft's neighbourhood, most first."""
+    counts = _counts(found.segments[found.near], found.candidates)
+    return np.argsort(-counts, kind="stable")[:2]
+
+
+def _means(
+    candidates: NDArray[np.uint64],
+    patches: list[tuple[NDArray[np.uint64], NDArray[np.float32]]],
+) -> NDArray[np.float64]:
+    """Average a net's output over the voxels of each candidate, (n, 2)."""
+    order = np.argsort(candidates)
+    sums, counts = np.zeros((len(candidates), 2)), np.zeros(len(candidates))
+    for segments, said in patches:
+        # All in the order of memory.
+        flat = segments.reshape(-1, order="F")
+        both = said.reshape(-1, 2, order="F")
+        row = rows_of(candidates[order], flat)
+        chosen = np.flatnonzero(row >= 0)
+        row = order[row[chosen]]
+        counts += np.bincount(row, minlength=len(candidates))
+        for side in range(2):
+            sums[:, side] += np.bincount(row, both[chosen, side], minlength=len(candidates))
+    means: NDArray[np.float64] = sums / np.maximum(counts, 1)[:, None]
+    return means
 
 
 def site_of(

@@ -21,6 +21,7 @@ from pipeline.metrics.synapses import (
     Sites,
     cleft_scores,
     neural_reconstruction_integrity,
+    paired_points,
     partner_scores,
     point_scores,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "expected_run_length",
     "merge",
     "neural_reconstruction_integrity",
+    "paired_points",
     "partner_scores",
     "point_scores",
     "scores",

@@ -124,10 +124,7 @@ def point_scores(
         Whether the truth is known where each was found. One that has no partner in the
         truth and lies where nothing is known is left out.
     """
-    found_nm = np.asarray(found_nm, float).reshape(-1, 3)
-    truth_nm = np.asarray(truth_nm, float).reshape(-1, 3)
-    away = np.linalg.norm(found_nm[:, None] - truth_nm[None], axis=2)
-    rows, _ = _matched(away, away <= tolerance_nm)
+    rows, _ = paired_points(found_nm, truth_nm, tolerance_nm=tolerance_nm)
     lone = np.ones(len(found_nm), bool)
     lone[rows] = False
     ignored = 0 if found_known is None else int((lone & ~found_known).sum())
@@ -138,6 +135,29 @@ def point_scores(
         false_negatives=len(truth_nm) - len(rows),
         ignored=ignored,
     )
+
+
+def paired_points(
+    found_nm: NDArray[Any], truth_nm: NDArray[Any], *, tolerance_nm: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pair places one to one: most pairs first, then the least sum of distances.
+
+    Parameters
+    ----------
+    found_nm, truth_nm : array, (n, 3) and (m, 3)
+        Places [nm].
+    tolerance_nm : float
+        Farthest that two of a pair may be from one another [nm].
+
+    Returns
+    -------
+    found, truth : int array, (k,)
+        Rows of each, pair by pair.
+    """
+    found_nm = np.asarray(found_nm, float).reshape(-1, 3)
+    truth_nm = np.asarray(truth_nm, float).reshape(-1, 3)
+    away = np.linalg.norm(found_nm[:, None] - truth_nm[None], axis=2)
+    return _matched(away, away <= tolerance_nm)
 
 
 @dataclass(frozen=True)

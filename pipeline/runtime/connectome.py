@@ -283,6 +283,10 @@ def draw(run: Run, path: Path, segment: int | None = None, count: int = 40) -> N
     spec = run.specs[layer]
     assert isinstance(spec, VolumeSpec)
     shadows = _shadows(run, layer, spec, segment)
+    meshes = f"{layer}/meshes"
+    surface = None
+    if meshes in run.specs and segment in run.store.segments(meshes):
+        surface = run.store.read_mesh(meshes, segment)
     places = {}
     for direction, side in (("inputs", "post"), ("outputs", "pre")):
         rows = reader.of(segment, "post" if direction == "inputs" else "pre")
@@ -295,14 +299,25 @@ def draw(run: Run, path: Path, segment: int | None = None, count: int = 40) -> N
         inputs_nm=places["inputs"],
         outputs_nm=places["outputs"],
         title=f"{run.recipe.name}: segment {segment}",
+        surface=surface,
     )
+
+
+_PIXELS = 256
 
 
 def _shadows(
     run: Run, layer: str, spec: VolumeSpec, segment: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the voxels of a segment along z and along y, at the coarsest mip."""
-    mip = len(spec.factors) - 1
+    """Count the voxels of a segment along z and along y, at a mip that fills a picture."""
+    mip = max(
+        (
+            mip
+            for mip in range(len(spec.factors))
+            if max(spec.bounds_at(mip).shape) >= _PIXELS
+        ),
+        default=0,
+    )
     grid = grid_of(spec, mip)
     shape = grid.bounds.shape
     along_z = np.zeros((shape.x, shape.y), np.int64)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import MissingInputError
 from pipeline.geometry import Bbox, Vec3
+from pipeline.layers.connectome import Direction
 from pipeline.runtime.run import Run
 from pipeline.specs import Mesh, Region, VolumeSpec
 
 if TYPE_CHECKING:
-    from pipeline.view import ViewLayer, ViewSynapses
+    from pipeline.view import ViewLayer, ViewList, ViewSynapses
 
 _SELECTED = 12
+_LISTED = 500
+_DIRECTIONS: tuple[tuple[Direction, Direction, str], ...] = (
+    ("post", "pre", "from"),
+    ("pre", "post", "onto"),
+)
 _CANDIDATES = 60
 _SHEET = Vec3(512, 512, 128)
 _SHOWN = ("image", "affinities", "segmentation", "truth")
@@ -86,6 +94,58 @@ def view_synapses(run: Run, *, only_selected: bool = False) -> list[ViewSynapses
         for stage in run.recipe.stages
         if isinstance(stage, Annotations)
     ]
+
+
+def view_lists(run: Run, segments: Sequence[int]) -> list[ViewList]:
+    """List the synapses of some neurons for the viewer, a list for each.
+
+    Parameters
+    ----------
+    run : Run
+        Started; without a connectome there is nothing to list.
+    segments : sequence of int
+        The neurons. Of one with very many synapses the largest are listed.
+    """
+    from pipeline.runtime.connectome import open_connectome
+    from pipeline.stages.synapses import Connectome
+    from pipeline.view import ListedSynapse, ViewList
+
+    shown = view_synapses(run)
+    if not shown or not any(isinstance(s, Connectome) for s in run.recipe.stages):
+        return []
+    try:
+        reader = open_connectome(run)
+    except MissingInputError:
+        # What there is of an unfinished run is shown.
+        return []
+    lists = []
+    for segment in segments:
+        listed: dict[int, ListedSynapse] = {}
+        for side, other, word in _DIRECTIONS:
+            table = reader.of(segment, side)
+            order = np.argsort(-table["size"].astype(np.int64), kind="stable")
+            for row in table[order[:_LISTED]]:
+                partner = int(row[f"{other}_segment"]) or "nobody"
+                # An autapse is both; it is listed once.
+                listed.setdefault(
+                    int(row["id"]),
+                    ListedSynapse(
+                        id=int(row["id"]),
+                        pre_nm=_place_nm(row, "pre"),
+                        post_nm=_place_nm(row, "post"),
+                        pre=int(row["pre_segment"]),
+                        post=int(row["post_segment"]),
+                        text=f"{word} {partner}, {row['size']} voxels",
+                    ),
+                )
+        rows = list(listed.values())
+        lists.append(ViewList(f"synapses of {segment}", shown[-1].segmentation, rows))
+    return lists
+
+
+def _place_nm(row: Any, side: str) -> tuple[float, float, float]:
+    x, y, z = (float(row[f"{side}_{axis}_nm"]) for axis in "xyz")
+    return x, y, z
 
 
 def largest_segments(run: Run, layer: str, count: int = _SELECTED) -> list[int]:

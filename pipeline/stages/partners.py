@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from pipeline.kernels.partners import (
     SynapseRows,
     by_contact,
     by_means,
+    by_order,
     class_near,
     flags_of,
     sample_centres,
@@ -280,12 +281,16 @@ class NetPartners(Partners, NetStage):
         Volume of uint8 intensities with the same voxels.
     head : str
         Head of the model, of masks, with the channels pre and post.
+    pair : {"net", "contact"}
+        Who says which two segments are partners: the net, or, as in contact_partners, what
+        each has of the cleft's neighbourhood; the net then says which of them is before.
     """
 
     name: ClassVar[str] = "net_partners"
 
     image: Layer
     head: str = "partners"
+    pair: Literal["net", "contact"] = "net"
 
     @property
     def volumes(self) -> dict[str, str]:
@@ -338,9 +343,12 @@ class NetPartners(Partners, NetStage):
         for here, around in zip(found, boxes, strict=True):
             # Indexing copies: what the runner yields is its own until the next is drawn.
             outputs = [(_cut(ids, box, read), next(said)[[pre, post]].T) for box in around]
-            result.append(
-                Assignment() if here is None else by_means(here.candidates, outputs)
-            )
+            if here is None:
+                result.append(Assignment())
+            elif self.pair == "contact":
+                result.append(by_order(here, outputs))
+            else:
+                result.append(by_means(here.candidates, outputs))
         # Drawn to its end, the runner lets go of its threads.
         assert not list(said)
         return result

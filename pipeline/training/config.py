@@ -368,6 +368,9 @@ class TrainConfig(_Strict):
     start : str
         Folder of a model whose weights are begun with, from that of `train.toml`; random
         ones if empty.
+    start_without : tuple of str
+        Parts of the net that begin with random weights all the same, such as `head` where
+        the model that is begun with says other things.
     save_every : int
         Steps between checkpoints.
     volume, loss, reject, augmentation, optimisation, validation
@@ -383,6 +386,7 @@ class TrainConfig(_Strict):
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] | None = None
     start: str = ""
+    start_without: tuple[str, ...] = ()
     save_every: int = Field(default=100, gt=0)
     volume: tuple[VolumeConfig, ...] = Field(min_length=1)
     loss: tuple[LossTerm, ...] = ()

@@ -113,7 +113,7 @@ class Trainer:
         precise = replace_precision(model, config)
         net = build_net(precise).to(device)
         if start is not None:
-            begin_with(net, start)
+            begin_with(net, start, without=config.start_without)
         self.model = Model(precise, net, device)
         kept = copy.deepcopy(net).requires_grad_(False).eval()
         self.average = Model(precise, kept, device)
@@ -341,7 +341,7 @@ def replace_precision(model: ModelConfig, config: TrainConfig) -> ModelConfig:
     return model.model_copy(update={"inference": inference})
 
 
-def begin_with(net: nn.Module, weights: Path) -> None:
+def begin_with(net: nn.Module, weights: Path, *, without: Sequence[str] = ()) -> None:
     """Begin with the weights of another training, of the same net or a narrower one.
 
     Each tensor fills the first corner of the net's own. What new channels would add to the
@@ -353,11 +353,14 @@ def begin_with(net: nn.Module, weights: Path) -> None:
         Changed in place.
     weights : Path
         A safetensors file.
+    without : sequence of str
+        Parts of the net, by name, that stay as they are.
 
     Raises
     ------
     ModelError
-        If there is no such file, or if a tensor of it is not the net's or is wider.
+        If there is no such file, if a tensor of it is not the net's or is wider, or if the
+        net has no such part.
     """
     try:
         held = load_file(weights)
@@ -366,7 +369,17 @@ def begin_with(net: nn.Module, weights: Path) -> None:
             f"{weights} does not exist; fetch the weights to begin with, or clear start"
         ) from None
     state = net.state_dict()
+    parts = dict(net.named_modules())
+    unknown = [name for name in without if name not in parts]
+    if unknown:
+        raise ModelError(
+            f"the net has no {', '.join(unknown)} to begin without; its parts are "
+            f"{', '.join(name for name, _ in net.named_children())}"
+        )
+    kept = tuple(f"{name}." for name in without)
     for name, tensor in held.items():
+        if name.startswith(kept):
+            continue
         own = state.get(name)
         if own is None or any(a > b for a, b in zip(tensor.shape, own.shape, strict=True)):
             raise ModelError(

@@ -660,9 +660,14 @@ def _wiring(output: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
     return entries
 
 
-def _by_net(chunk: Vec3, world: World) -> list[Entry]:
+def _by_net(pair: str) -> Callable[[Vec3, World], list[Entry]]:
     """Take a net that sees an image and a cleft."""
-    return _wiring("partners", model=world.partners, image="image")(chunk, world)
+
+    def recipe(chunk: Vec3, world: World) -> list[Entry]:
+        fields = {"model": world.partners, "image": "image", "pair": pair}
+        return _wiring("partners", **fields)(chunk, world)
+
+    return recipe
 
 
 def _rows_of(layer: str, parts: str = "") -> Callable[[Run], Any]:
@@ -723,7 +728,8 @@ EXAMPLES: dict[str, Example] = {
     "contact_partners": Example(
         _wiring("partners", supervoxels="parts"), _rows_of("partners")
     ),
-    "net_partners": Example(_by_net, _rows_of("partners")),
+    "net_partners": Example(_by_net("net"), _rows_of("partners")),
+    "net_partners by contact": Example(_by_net("contact"), _rows_of("partners")),
     "synapse_segments": Example(_wiring("synapse_segments"), _rows_of("synapse_segments")),
     "synapses": Example(_wiring("synapses"), _rows_of("synapses", "id:")),
     "synapse_cells": Example(_wiring("synapse_cells"), synapses.cells),

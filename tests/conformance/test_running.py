@@ -166,6 +166,7 @@ def test_chains_are_all_examples_that_read_what_another_stage_writes(world):
         "relabel masked",
         "components by faces",
         "fields of a second pass",
+        "net_partners by contact",
         # Its first wave reads what the last one but one wrote.
         "annotations",
     }

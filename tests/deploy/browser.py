@@ -22,9 +22,8 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--remote-debugging-port=0",
-    "--remote-allow-origins=*",
 )
+_REMOTE = ("--remote-debugging-port=0", "--remote-allow-origins=*")
 
 
 class Page:
@@ -44,6 +43,9 @@ class Page:
             if answer.get("id") == self._count:
                 assert "error" not in answer, (method, answer)
                 return answer["result"]
+
+    def close(self):
+        self._socket.close()
 
     def go(self, url):
         self("Page.navigate", url=url)
@@ -107,14 +109,15 @@ _TEXT = "document.body.innerText.slice(0, 600)"
 
 
 @contextmanager
-def opened(size=(1400, 900)):
+def opened(size=(1400, 900), flags=_FLAGS):
     """Start a browser and give its page; it ends with the block."""
     program = next(filter(None, map(shutil.which, BROWSERS)))
     with tempfile.TemporaryDirectory(prefix="em-browser-") as folder:
         process = subprocess.Popen(
             [
                 program,
-                *_FLAGS,
+                *flags,
+                *_REMOTE,
                 f"--user-data-dir={folder}",
                 f"--window-size={size[0]},{size[1]}",
             ],
@@ -131,7 +134,11 @@ def opened(size=(1400, 900)):
             port = port_file.read_text().split()[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
                 pages = [p for p in json.load(answer) if p["type"] == "page"]
-            yield Page(pages[0]["webSocketDebuggerUrl"])
+            page = Page(pages[0]["webSocketDebuggerUrl"])
+            try:
+                yield page
+            finally:
+                page.close()
         finally:
             process.terminate()
             process.wait(20)

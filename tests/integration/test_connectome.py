@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import view
 from pipeline.cli import app
 from pipeline.errors import DataError, MissingInputError, RecipeError
 from pipeline.geometry import Bbox
@@ -23,8 +25,11 @@ from pipeline.recipe import Recipe
 from pipeline.runtime.connectome import census, open_connectome, wiring_of
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
+from pipeline.runtime.results import view_lists, view_synapses
 from pipeline.runtime.run import Run
 from pipeline.specs import Region, VolumeSpec
+from pipeline.view import ViewLayer, launch
+from tests.deploy.browser import opened
 
 RECIPE = Path(__file__).parents[2] / "dags" / "recipes" / "connectome.toml"
 SHAPE = (192, 192, 48)
@@ -54,7 +59,8 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("truth")
     labels = put(folder, "labels", PHANTOM.labels((0, 0, 0), SHAPE))
     clefts = put(folder, "cleft_map", PHANTOM.clefts((0, 0, 0), SHAPE))
-    return {"cleft_map": clefts, "segmentation": labels, "supervoxels": labels}
+    layers = dict.fromkeys(("segmentation", "supervoxels", "truth"), labels)
+    return {"cleft_map": clefts, **layers}
 
 
 def recipe(places, chunk=CHUNK):
@@ -69,6 +75,12 @@ def recipe(places, chunk=CHUNK):
             stage["voxel_size_nm"] = VOXEL
         if stage["use"] == "component_graph":
             stage["dust"] = 10
+        if stage["use"] == "net_partners":
+            # The phantom is of other tissue than the net.
+            stage["use"] = "contact_partners"
+            del stage["image"], stage["model"], stage["pair"]
+    compared = {"segmentation": "segmentation", "truth": "truth", "output": "overlaps"}
+    made.append({"use": "overlaps", **compared})
     return Recipe.parse(
         {
             "name": "connectome",
@@ -155,6 +167,51 @@ def test_partners_of_a_neuron_come_from_two_files(run, rows):
     wiring = wiring_of(reader, neuron)
     assert sum(p.synapses for p in wiring.outputs) == (rows["pre_segment"] == neuron).sum()
     assert sum(p.synapses for p in wiring.inputs) == (rows["post_segment"] == neuron).sum()
+
+
+def test_synapses_of_a_neuron_are_listed_for_the_viewer(run, rows):
+    neuron = busiest(rows)
+    (listed,) = view_lists(run, [neuron])
+    own = rows[(rows["pre_segment"] == neuron) | (rows["post_segment"] == neuron)]
+    assert {row.id for row in listed.rows} == {*own["id"].tolist()}
+    assert len(listed.rows) == len(own)
+    for row in listed.rows:
+        (there,) = own[own["id"] == row.id]
+        onto = there["pre_segment"] == neuron
+        partner = there["post_segment" if onto else "pre_segment"]
+        assert row.text.startswith(f"{'onto' if onto else 'from'} {partner}, ")
+        assert row.pre_nm == tuple(there[f"pre_{a}_nm"] for a in "xyz")
+    assert view_lists(run, [12345])[0].rows == []
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, view.BROWSERS)),
+    reason=f"none of {', '.join(view.BROWSERS)} is in PATH",
+)
+def test_neuroglancer_lists_the_synapses_of_a_neuron(run, rows):
+    neuron = busiest(rows)
+    lists = view_lists(run, [neuron])
+    shown = [
+        ViewLayer("segmentation", run.store.location("segmentation"), SPEC),
+    ]
+    lines = view_synapses(run, only_selected=True)
+    entries = "document.querySelectorAll('.neuroglancer-annotation-list-entry')"
+    with (
+        launch(shown, synapses=lines, listed=lists) as viewer,
+        opened(flags=view._BROWSER_FLAGS) as page,
+    ):
+        page.go(viewer.url)
+        page.wait(f"{entries}.length")
+        texts = page.js(f"[...{entries}].map(e => e.innerText).join('|')")
+    assert texts.count("voxels") == len(lists[0].rows) >= 2
+    for row in lists[0].rows:
+        assert row.text in texts
+
+
+def busiest(rows):
+    """Return the segment that has most synapses onto it."""
+    ids, counts = np.unique(rows["post_segment"], return_counts=True)
+    return int(ids[np.where(ids == 0, 0, counts).argmax()])
 
 
 def test_duckdb_reads_the_tables(run, rows):
@@ -362,6 +419,7 @@ def test_segments_are_assigned_anew_without_looking_for_partners_again(
         {
             "partners": run.store.location("partners"),
             "segmentation": put(tmp_path, "segmentation", changed),
+            "truth": places["truth"],
         },
     )
     assert not {"contact_partners", "net_partners"} & {s.name for s in again.stages}
@@ -399,6 +457,47 @@ def test_files_of_two_runs_in_one_folder_are_found_out(run, tmp_path):
     second.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="no Parquet file"):
         list(ConnectomeReader.open(str(mixed)).blocks("pre"))
+
+
+def test_synapses_are_scored_by_a_table_of_true_ones(run, rows, tmp_path):
+    synapses, _ = truth()
+    inner = [s for s in synapses.values() if s.pre and s.post]
+    table = tmp_path / "true.csv"
+    size = np.array(VOXEL)
+    lines = [
+        ",".join(str(v) for v in (*(np.array(s.centre) * size), s.pre, s.post))
+        for s in inner
+    ]
+    table.write_text("\n".join(["x,y,z,pre,post", *lines, "100000,0,0,1,2"]))
+    asked = ["eval", "--root", run.store.root.removeprefix("file://")]
+    asked += ["--synapses", str(table), "--json"]
+    told = json.loads(CliRunner().invoke(app, asked).stdout)
+    found = told["detection"]
+    assert found["hits"] >= len(inner) - 1
+    assert found["false_negatives"] == len(inner) + 1 - found["hits"]
+    assert found["false_positives"] == len(rows) - found["hits"] > 0
+    assert told["partners"]["found"] == found["hits"]
+    assert told["partners"]["accuracy"] >= 0.8
+    swapped = [",".join([*line.split(",")[:3], "1", "2"]) for line in lines]
+    table.write_text("\n".join(["x,y,z,pre,post", *swapped]))
+    told = json.loads(CliRunner().invoke(app, asked).stdout)
+    assert told["partners"]["right"] == 0
+    nowhere = [*asked, "--within", "0,0,0,1,1,1"]
+    told = json.loads(CliRunner().invoke(app, nowhere).stdout)["detection"]
+    assert (told["false_positives"], told["hits"]) == (0, found["hits"])
+    table.write_text("x,y,pre\n1,2,3")
+    refused = CliRunner().invoke(app, asked)
+    assert isinstance(refused.exception, DataError)
+    assert "has no column z" in str(refused.exception)
+    table.write_text("x,y,z\n1,2,far")
+    assert "no number" in str(CliRunner().invoke(app, asked).exception)
+
+
+def test_a_run_says_where_its_wiring_diagram_is(run):
+    root = run.store.root.removeprefix("file://")
+    told = CliRunner().invoke(app, ["run", "connectome", "--root", root, "--workers", "1"])
+    assert told.exit_code == 0, told.output
+    assert f" connectome --root {root}\nlook: " in told.stdout
 
 
 def test_what_cannot_be_asked_is_said(run, tmp_path):

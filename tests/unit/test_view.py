@@ -15,8 +15,10 @@ from pipeline.errors import GeometryError, MissingInputError, PermanentError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.specs import VolumeSpec
 from pipeline.view import (
+    ListedSynapse,
     Viewer,
     ViewLayer,
+    ViewList,
     ViewSynapses,
     hosted_url,
     launch,
@@ -400,6 +402,26 @@ class TestSynapses:
         only = replace(self.LINES, only_selected=True)
         lines = json_of(state([layer()], synapses=[only]))["layers"][-1]
         assert lines["filterBySegmentation"] == ["pre_segment", "post_segment"]
+
+    def test_those_of_a_neuron_are_listed_where_they_are(self):
+        near = (600.0, 1200.0, 330.0)
+        rows = [
+            ListedSynapse(9, near, (612.0, 1200.0, 300.0), 7, 8, "from 7, 50 voxels"),
+            ListedSynapse(3, near, near, 0, 8, "from nobody, 40 voxels"),
+        ]
+        listed = ViewList("synapses of 8", "segmentation", rows)
+        layers = [layer(), layer("segmentation", **SEGMENTATION)]
+        described = json_of(state(layers, synapses=[self.LINES], listed=[listed]))
+        shown = described["layers"][-1]
+        assert (shown["name"], shown["tab"]) == ("synapses of 8", "annotations")
+        first, second = shown["annotations"]
+        assert (first["id"], first["description"]) == ("9", "from 7, 50 voxels")
+        assert (first["pointA"], first["pointB"]) == ([100, 200, 11], [102, 200, 10])
+        assert first["segments"] == [[7], [8]]
+        assert second["segments"] == [[], [8]]
+        assert shown["linkedSegmentationLayer"]["post_segment"] == "segmentation"
+        assert described["selectedLayer"]["layer"] == "synapses of 8"
+        assert described["selectedLayer"]["visible"]
 
     def test_a_hosted_viewer_must_reach_them_too(self):
         local = replace(self.LINES, location="file:///run/lines")

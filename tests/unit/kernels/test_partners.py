@@ -19,6 +19,7 @@ from pipeline.kernels.partners import (
     SynapseRows,
     by_contact,
     by_means,
+    by_order,
     flags_of,
     merge_duplicates,
     sample_centres,
@@ -123,6 +124,49 @@ def test_means_are_over_the_voxels_of_all_patches():
     assigned = by_means(candidates, [(segments, said), (other, more)])
     assert (assigned.pre, assigned.post) == (1, 1)
     assert assigned.pre_score == pytest.approx((0.9 + 0.1 + 2) / 4)
+
+
+def said_of(segments, **levels):
+    """What a net says that is sure of pre and of post by the segment, `s5=(pre, post)`."""
+    said = np.zeros((*segments.shape, 2), np.float32, order="F")
+    for name, pair in levels.items():
+        said[segments == int(name[1:])] = pair
+    return [(segments, said)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(5, 7), (7, 5)])
+def test_the_net_says_which_of_the_two_that_touch_is_before(first, second):
+    clefts, segments = scene(shift=1)
+    segments[13:15, 12:] = 9
+    found = seen(clefts, segments)
+    levels = {f"s{first}": (0.6, 0.3), f"s{second}": (0.5, 0.4), "s9": (0.9, 0.9)}
+    patches = said_of(segments, **levels)
+    assert by_means(found.candidates, patches).pre == 9
+    assigned = by_order(found, patches)
+    assert (assigned.pre, assigned.post) == (first, second)
+    assert (assigned.pre_score, assigned.post_score) == pytest.approx((0.6, 0.4))
+
+
+def test_two_that_touch_are_never_one():
+    clefts, segments = scene()
+    found = seen(clefts, segments)
+    patches = said_of(segments, s5=(0.9, 0.8), s7=(0.3, 0.4))
+    assert by_means(found.candidates, patches).post == 5
+    assigned = by_order(found, patches)
+    assert (assigned.pre, assigned.post) == (5, 7)
+
+
+@pytest.mark.parametrize("is_pre", [True, False])
+def test_a_lone_neighbour_is_where_the_net_says(is_pre):
+    clefts, segments = scene()
+    segments[segments == 5] = 0
+    found = seen(clefts, segments)
+    patches = said_of(segments, s7=(0.8, 0.1) if is_pre else (0.1, 0.8))
+    assigned = by_order(found, patches)
+    assert (assigned.pre, assigned.post) == ((7, 0) if is_pre else (0, 7))
+    assert max(assigned.pre_score, assigned.post_score) == pytest.approx(0.8)
+    nobody = seen(clefts, np.zeros_like(segments))
+    assert by_order(nobody, patches) == Assignment()
 
 
 def test_a_long_cleft_has_two_samples_and_a_short_one():

@@ -242,7 +242,11 @@ def spec(**fields):
         ),
         ("masks", {"head": "wrappings"}, "has channels vessel wall, myelin, not ''"),
         ("masks", {"head": "wrappings", "channel": "x"}, "has channels .* not 'x'"),
-        ("masks", {"head": "x"}, "gives affinities, wrappings, semantic and no head x"),
+        (
+            "masks",
+            {"head": "x"},
+            "gives affinities, wrappings, semantic, embedding and no head x",
+        ),
         ("semantic", {"head": "wrappings"}, "gives masks; take one of classes"),
         ("affinities", {"output_mask": "wide"}, "wide is uint16"),
         ("affinities", {"image_mask": "short"}, "are not inside short"),

@@ -383,6 +383,26 @@ def test_a_wider_net_begins_where_a_narrower_one_ended(model, tmp_path):
         begin_with(wide, tmp_path / "nothing.safetensors")
 
 
+def test_a_net_begins_without_the_head_of_another(model, tmp_path):
+    held = build_net(model)
+    save_file(
+        {k: v.contiguous() for k, v in held.state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
+    fresh = build_net(model)
+    own = {k: v.clone() for k, v in fresh.state_dict().items()}
+    begin_with(fresh, tmp_path / "w.safetensors", without=["head"])
+    for name, tensor in fresh.state_dict().items():
+        taken = own[name] if name.startswith("head.") else held.state_dict()[name]
+        assert torch.equal(tensor, taken), name
+    fewer = with_heads(model, CLEFT)
+    with pytest.raises(ModelError, match="no wider"):
+        begin_with(build_net(fewer), tmp_path / "w.safetensors")
+    begin_with(build_net(fewer), tmp_path / "w.safetensors", without=["head"])
+    with pytest.raises(ModelError, match="no heads to begin without; its parts are first"):
+        begin_with(fresh, tmp_path / "w.safetensors", without=["heads"])
+
+
 def test_a_training_begins_with_weights(model, config, volume, tmp_path):
     Trainer(model, config, tmp_path / "one").run([volume])
     state = read_checkpoint(tmp_path / "one")["average"]
