@@ -62,7 +62,7 @@ BLOCKS = {
 }
 """The first is what settings were chosen on; the second nothing was."""
 CHOSEN_ON = "ac4 z 80-99"
-MASKS = ("isbi-membrane", "vnc-cleft")
+MASKS = ("isbi-membrane", "vnc-cleft", "vnc-cleftnet")
 """Models of masks; their `train.toml` says what they are scored on."""
 
 

@@ -79,6 +79,8 @@ class Cost:
         )
 
 
+NOTHING = Cost(0.0, 0.0, 0, 0.0)
+"""What a case took that could not be measured."""
 _CLOCKS = (time.process_time, time.perf_counter, time.thread_time)
 
 
@@ -134,7 +136,7 @@ class Outcome:
 
     def of(self, *names: str) -> Cost:
         """Add up some of the phases."""
-        return functools.reduce(operator.add, (self.phases[n] for n in names))
+        return functools.reduce(operator.add, (self.phases[n] for n in names), NOTHING)
 
     def to_json(self) -> dict[str, Any]:
         """Return phases, total and facts."""

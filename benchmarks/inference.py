@@ -1,6 +1,8 @@
 """The inference engine beside the bare net, chunkflow, and itself with other overlaps.
 
 ``python benchmarks/inference.py --json --check``
+
+Of the model its first head is taken, as a stage takes one.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def load_model(folder):
     low = model.config.inference.precision == "bfloat16"
     def run(image):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return model.net(ours.normalised(image * 255, model.config.normalisation))
+            logits = model.net(ours.normalised(image * 255, model.config.normalisation))
+            return logits[:, : model.config.head[0].width]
     return run
 
 def post_process(logits):
@@ -95,7 +98,8 @@ def engine(path: Path, folder: str, backend: str, with_bare: bool) -> Outcome:
     model = load_model(folder)
     inference, box = model.config.inference, Bbox.of_shape(image.shape)
     patches = patches_touching(box, box, inference)
-    runner = Runner(model, backend)  # type: ignore[arg-type]
+    head = model.config.head[0].name
+    runner = Runner(model, backend, head=head)  # type: ignore[arg-type]
     first = next(iter(patches)).intersection(box)
     small = image[first.slices()]
     small_box = Bbox.of_shape(small.shape)
@@ -137,7 +141,7 @@ def chunkflow(path: Path, folder: str, python: str) -> Outcome:
             folder,
             config.inference.patch.astuple()[::-1],
             config.inference.overlap.astuple()[::-1],
-            config.width,
+            config.head[0].width,
             str(Path(scratch) / "said.npy"),
         ]
         done = subprocess.run(
