@@ -423,7 +423,7 @@ def account(
 
 
 def typical() -> Calibration:
-    """Return rates that were measured on the example block."""
+    """Return rates that were measured on the example block, and on loose sections."""
     return Calibration.model_validate_json(TYPICAL.read_text())
 
 
