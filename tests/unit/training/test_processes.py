@@ -25,7 +25,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(model, config, volume, 
     expected = alone.model.net.state_dict()
     for name, weight in ranks[0].items():
         assert torch.equal(weight, ranks[1][name])
-        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=5e-4)
     state = read_checkpoint(tmp_path / "run")
     assert state["step"] == 10
     assert state["world"] == 2
