@@ -11,13 +11,13 @@ from pydantic import Field
 from pipeline.kernels.misalignment import DEFECTS
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Task
-from pipeline.stages.prediction import Prediction
+from pipeline.stages.prediction import NamedHead
 
 if TYPE_CHECKING:
     from pipeline.nets import Head
 
 
-class Defects(Prediction):
+class Defects(NamedHead):
     """What is wrong with a pixel: 1 for a fold, 2 for a crack, 4 for bare resin, added up.
 
     The 2D U-Net of Macrina et al. 2021, with all three in one net.
@@ -34,11 +34,6 @@ class Defects(Prediction):
 
     head: str = "defects"
     threshold: float = Field(default=0.5, gt=0, lt=1)
-
-    @property
-    def head_name(self) -> str:
-        """The one that is named."""
-        return self.head
 
     def process(
         self,

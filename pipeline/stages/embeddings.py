@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Task
-from pipeline.stages.prediction import Prediction
+from pipeline.stages.prediction import NamedHead
 
 if TYPE_CHECKING:
     from pipeline.nets import Head
 
 
-class Embeddings(Prediction):
+class Embeddings(NamedHead):
     """What a net finds in each place of a section that the next ones show too.
 
     `flows` compares them instead of greys. Channels are uint8: 0 and 255 are the ends, and
@@ -30,11 +30,6 @@ class Embeddings(Prediction):
     name: ClassVar[str] = "embeddings"
 
     head: str = "embedding"
-
-    @property
-    def head_name(self) -> str:
-        """The one that is named."""
-        return self.head
 
     def process(
         self,

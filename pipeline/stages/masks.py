@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Task
-from pipeline.stages.prediction import Prediction
+from pipeline.stages.prediction import NamedHead
 
 if TYPE_CHECKING:
     from pipeline.nets import Head
 
 
-class Masks(Prediction):
+class Masks(NamedHead):
     """Probability that a voxel is of something, such as myelin, a vessel or a cleft.
 
     As ``myelin`` of ``basins`` and ``basin_graph`` it takes affinities out.
@@ -35,11 +35,6 @@ class Masks(Prediction):
     head: str
     channel: str = ""
     dtype: Literal["uint8", "float32"] = "uint8"
-
-    @property
-    def head_name(self) -> str:
-        """The one that is named."""
-        return self.head
 
     def process(
         self,

@@ -290,6 +290,23 @@ class Prediction(NetStage, VolumeStage):
         return image.voxel_size_at(self.mip)
 
 
+class NamedHead(Prediction):
+    """A prediction whose recipe names the head of the model.
+
+    Parameters
+    ----------
+    head : str
+        Head of the model.
+    """
+
+    head: str
+
+    @property
+    def head_name(self) -> str:
+        """The one that is named."""
+        return self.head
+
+
 def model_folder(name: str) -> Path:
     """Return the folder of a model, by path or by name.
 

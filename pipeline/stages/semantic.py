@@ -11,13 +11,13 @@ from pydantic import Field
 from pipeline.kernels.region_graph import CLASSES
 from pipeline.specs import VolumeSpec
 from pipeline.stages.base import Specs, Task
-from pipeline.stages.prediction import Prediction
+from pipeline.stages.prediction import NamedHead
 
 if TYPE_CHECKING:
     from pipeline.nets import Head
 
 
-class Semantic(Prediction):
+class Semantic(NamedHead):
     """Which class of tissue a voxel is of, as ``semantics`` of ``region_graph`` takes it.
 
     0 unknown, 1 soma, 2 axon, 3 dendrite, 4 glia, 5 vessel: the class of greatest
@@ -35,11 +35,6 @@ class Semantic(Prediction):
 
     head: str = "semantic"
     least: float = Field(default=0.0, ge=0, le=1)
-
-    @property
-    def head_name(self) -> str:
-        """The one that is named."""
-        return self.head
 
     def process(
         self,
