@@ -18,6 +18,10 @@ def both(world, config, model, volume, folder):
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_twice_the_batch(model, config, volume, tmp_path):
+    # Adam makes whole steps of gradients that are next to nothing but rounding, and two
+    # patches at once are rounded unlike each by itself.
+    plan = config.optimisation.model_copy(update={"eps": 1e-4})
+    config = config.model_copy(update={"optimisation": plan})
     spread(2, both, config, model, volume, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone = Trainer(model, config.model_copy(update={"batch": 2}), tmp_path / "alone")
@@ -25,7 +29,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(model, config, volume, 
     expected = alone.model.net.state_dict()
     for name, weight in ranks[0].items():
         assert torch.equal(weight, ranks[1][name])
-        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=5e-4)
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
     state = read_checkpoint(tmp_path / "run")
     assert state["step"] == 10
     assert state["world"] == 2
