@@ -112,7 +112,8 @@ class NetStage(Stage):
 
     @property
     def head_of_model(self) -> Head:
-        """The head that is taken."""
+        """The head that is taken; ModelError if the model has none of that name."""
+        self._config.channels_of(self.head_name)
         return next(h for h in self._config.head if h.name == self.head_name)
 
     @property

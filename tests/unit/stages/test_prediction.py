@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import BackendError
+from pipeline.errors import BackendError, ModelError
 from pipeline.geometry import Bbox, ChunkKey, Vec3
 from pipeline.nets import ModelConfig, backends
 from pipeline.nets.inference import Runner, predict, quantise
@@ -128,6 +128,12 @@ def test_embeddings_are_all_channels_of_their_head(model, image):
 def test_embeddings_of_another_head_are_refused(model):
     (fault,) = stage("embeddings", model, head="wrappings").check({})
     assert "gives masks; take an embedding" in fault
+
+
+def test_a_model_that_lacks_the_head_is_named(model):
+    lacking = stage("embeddings", model, head="x")
+    with pytest.raises(ModelError, match=r"has no head x; it gives .*embedding: take one"):
+        _ = lacking.head_of_model
 
 
 def test_how_thick_sections_are_is_nothing_to_a_net_of_sections():
