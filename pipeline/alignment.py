@@ -198,16 +198,29 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
         },
     ]
 
+    def seen_through(field: str, output: str) -> dict[str, Any]:
+        """Say how sections are drawn at the scale of the matching, through a field."""
+        through = {"field": field, "field_voxel_nm": field_size} if field else {}
+        return {
+            "use": "warp",
+            **poses,
+            **through,
+            "voxel_size_nm": work_size,
+            **_cut(box),
+            "output": output,
+        }
+
+    def defects_through(field: str, output: str) -> dict[str, Any]:
+        mip = work if stack.defect_source else 0
+        mask = {"image": "loose_defects", "mip": mip, "interpolation": "nearest"}
+        return {**seen_through(field, output), **mask}
+
     def drawn(field: str, name: str) -> list[dict[str, Any]]:
         """Draw sections, and what is compared of them, as far as they are aligned."""
-        through = {"field": field, "field_voxel_nm": field_size} if field else {}
-        common = {**poses, **through, "voxel_size_nm": work_size, **_cut(box)}
-        found = [{"use": "warp", "image": "loose", "mip": work, **common, "output": name}]
+        found = [{**seen_through(field, name), "image": "loose", "mip": work}]
         if has_defects:
-            mip = work if stack.defect_source else 0
-            mask = {"image": "loose_defects", "mip": mip, "interpolation": "nearest"}
-            found.append({"use": "warp", **mask, **common, "output": f"{name}_defects"})
-        if stack.embedding_model and name != "aligned":
+            found.append(defects_through(field, f"{name}_defects"))
+        if stack.embedding_model:
             found.append(
                 {
                     "use": "embeddings",
@@ -260,8 +273,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     stages += drawn("", "rough") + matched("rough", "rough_", "", _SEARCH)
     stages += drawn("rough_field", "near") + matched("near", "", "rough_field", _NEAR)
     if has_defects:
-        (mask,) = [s for s in drawn("field", "aligned") if s["output"] != "aligned"]
-        stages.append({**mask, "output": "defects"})
+        stages.append(defects_through("field", "defects"))
     stages += [
         {
             "use": "warp",
