@@ -254,7 +254,7 @@ class _Sums:
         self._weights = np.zeros(
             (*shape, width if by_channel else 1), np.float32, order="F"
         )
-        self._scratch = np.empty(patch.product, np.float32)
+        self._scratch = np.empty(patch.x * patch.y, np.float32)
 
     def weigh(self, patch: Bbox, sources: list[Source]) -> None:
         """Add the weights of a patch, computed or blank."""
@@ -266,20 +266,23 @@ class _Sums:
             self._weights[at] += self._bump[box.slices(patch.start)]
 
     def add(self, patch: Bbox, sources: list[Source], said: NDArray[np.float32]) -> None:
-        """Add what is said of a patch, (x, y, z, channel), turned back."""
+        """Add what is said of a patch, (x, y, z, channel), turned back.
+
+        Section by section, so that products are still in the cache when they are added.
+        """
         for source in sources:
             box = self._said_of(patch, source)
             if box.is_empty:
                 continue
-            at = (*box.slices(self._core.start), source.channel)
             beside = box.shifted(source.anchor * -1).slices(patch.start)
-            weighted = self._scratch[: box.volume].reshape(box.shape.astuple(), order="F")
-            np.multiply(
-                said[(*beside, source.source)],
-                self._bump[box.slices(patch.start)],
-                out=weighted,
-            )
-            self._values[at] += weighted
+            values = self._values[(*box.slices(self._core.start), source.channel)]
+            here = said[(*beside, source.source)]
+            weights = self._bump[box.slices(patch.start)]
+            x, y, z = box.shape
+            weighted = self._scratch[: x * y].reshape((x, y), order="F")
+            for section in range(z):
+                np.multiply(here[..., section], weights[..., section], out=weighted)
+                values[..., section] += weighted
 
     def mean(self) -> NDArray[np.float32]:
         """Divide the weights out."""

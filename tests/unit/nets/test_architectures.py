@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.geometry import Vec3
 from pipeline.nets.architectures import Architecture
 from pipeline.nets.config import ModelConfig
+from pipeline.nets.inference import Runner
 from pipeline.nets.model import Model, build_net, normalised
 from pipeline.nets.turn import to_torch
 
@@ -148,6 +149,16 @@ def test_bfloat16_is_close_to_float32(name):
         said.append(model.probabilities(inputs))
     assert said[0].shape == (*config_of(name).inference.patch, 3)
     assert 0 < np.abs(said[1] - said[0]).mean() < 0.03
+
+
+def test_openvino_says_what_torch_says(name):
+    """Nets that were not trained say 0 or 1 almost everywhere, so rounding shows."""
+    inputs = (tensor(name)[0].numpy() * 50 + 128).clip(0, 255).astype(np.uint8)
+    model, said = Model(config_of(name), net_of(name).eval()), []
+    for backend in ("torch", "openvino"):
+        said += [patch.copy() for patch in Runner(model, backend)([inputs])]
+    assert said[0].std() > 1e-3
+    np.testing.assert_allclose(said[1], said[0], atol=1e-3)
 
 
 def test_a_patch_that_is_not_for_the_net_is_refused(name):
