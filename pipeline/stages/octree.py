@@ -85,6 +85,11 @@ def _top(open_bytes: OpenBytes, grid: Grid, limit_gb: float) -> int:
     return next(fits, grid.height + 1) - 1
 
 
+_SHARES_AT_WORK = 2.5
+"""What a partition works on, over its share of what the nodes leave: its own, what visits
+it, and as much again as the fullest partition has more than the mean."""
+
+
 @lru_cache(maxsize=256)
 def _n_partitions(
     open_bytes: OpenBytes, grid: Grid, node_limit_gb: float, limit_gb: float
@@ -93,8 +98,8 @@ def _n_partitions(
     top = _top(open_bytes, grid, node_limit_gb)
     if top == grid.height:
         return 0
-    # Each partition works on about twice its share: its own, and what visits it.
-    return max(2, math.ceil(2 * open_bytes.of_all(top, grid) / (limit_gb * 1e9)))
+    limit = limit_gb * 1e9 / _SHARES_AT_WORK
+    return max(2, math.ceil(open_bytes.of_all(top, grid) / limit))
 
 
 class _Octree(Stage):
@@ -180,7 +185,8 @@ class _Octree(Stage):
             return super().memory(specs, level)
         if level <= self.top:
             return self.node_bytes(level)
-        return int(2 * self.open_bytes.of_all(self.top, self.grid) / self.n_partitions)
+        share = self.open_bytes.of_all(self.top, self.grid) / self.n_partitions
+        return int(_SHARES_AT_WORK * share)
 
     def round_share(self, level: int) -> float | None:
         """Return how much there is to do in a step of a round, beside the first."""
