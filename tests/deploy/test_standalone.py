@@ -283,7 +283,8 @@ def test_failures_are_in_the_log_with_reasons_and_what_to_type(server, worker, t
 def test_what_does_not_parse_is_refused_at_once(server, conf):
     with pytest.raises(urllib.error.HTTPError) as caught:
         server.trigger(**{"root": "/tmp/none", **conf})
-    assert caught.value.code == 400
+    with caught.value as answer:
+        assert answer.code == 400
 
 
 def test_nobody_gets_in_without_a_token(server):
@@ -293,7 +294,8 @@ def test_nobody_gets_in_without_a_token(server):
             server("GET", "/api/v2/dags/reconstruct/dagRuns")
     finally:
         server.token = token
-    assert caught.value.code == 401
+    with caught.value as answer:
+        assert answer.code == 401
 
 
 @pytest.mark.skipif(
