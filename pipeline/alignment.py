@@ -187,9 +187,9 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             {
                 "use": "closures",
                 "pairs": [pair.model_dump() for pair in stack.pairs],
-                "voxel_size_nm": list(size),
+                "voxel_size_nm": coarse_size,
                 "output": "closures",
-                **_plain(_cut(fine)),
+                **_plain(_cut(coarse)),
             },
             {
                 "use": "warp",

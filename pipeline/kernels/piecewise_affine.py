@@ -175,21 +175,18 @@ def _area(corners: Points) -> NDArray[np.float64]:
 
 def _carried(to: Points, loose: Points, closed: Points, accuracy: float) -> Points:
     """Say where the loose section has points beyond the pairs, (m, 2)."""
-    whole = _Motion.between(closed, loose, np.ones(len(loose)))
+    # A turn is known to within the accuracy of a pair, over the square root of the arm.
+    least = (accuracy / _USUAL_TURN) ** 2
+    whole = _Motion.between(closed, loose, np.ones(len(loose))).believed(least)
     # What is left when the section as a whole has been moved.
     rough = whole(closed)
     distance, nearest = cKDTree(closed).query(to)
     along = dijkstra(_whole_edges(rough, loose, accuracy), indices=nearest)
-    # A turn that pairs tell is off by the accuracy of one over the square root of this.
-    least = (accuracy / _USUAL_TURN) ** 2
     result = np.empty_like(to)
     for i, point in enumerate(to):
         weight = np.maximum(distance[i] + along[i], accuracy) ** -2.0
-        rest = _Motion.between(rough, loose, weight)
-        apart = np.abs(_complex(rough) - rest.middle) ** 2
-        arm = float((weight * apart).sum() * weight.sum() / (weight**2).sum())
-        believed = arm / (arm + least * weight.sum())
-        result[i] = rest.by(believed)(whole(point[None]))[0]
+        rest = _Motion.between(rough, loose, weight).believed(least)
+        result[i] = rest(whole(point[None]))[0]
     return result
 
 
@@ -210,11 +207,16 @@ def _whole_edges(rough: Points, loose: Points, accuracy: float) -> csr_array:
 
 @dataclass(frozen=True)
 class _Motion:
-    """A turn and a shift, of complex numbers x + iy."""
+    """A turn and a shift, of complex numbers x + iy.
+
+    `arm` says how well pairs pin the turn down: the squares of their distances to the
+    middle, added up over as many of them as their weights amount to.
+    """
 
     middle: complex
     to: complex
     angle: float
+    arm: float
 
     @classmethod
     def between(
@@ -224,11 +226,14 @@ class _Motion:
         p, q = _complex(points), _complex(images)
         middle, to = (complex((weight * v).sum() / weight.sum()) for v in (p, q))
         product = complex((weight * (p - middle).conj() * (q - to)).sum())
-        return cls(middle, to, cmath.phase(product) if product else 0.0)
+        apart = float((weight * np.abs(p - middle) ** 2).sum())
+        arm = apart * float(weight.sum() / (weight**2).sum())
+        return cls(middle, to, cmath.phase(product) if product else 0.0, arm)
 
-    def by(self, share: float) -> _Motion:
-        """Return the motion with a share of its turn."""
-        return _Motion(self.middle, self.to, share * self.angle)
+    def believed(self, least: float) -> _Motion:
+        """Return the motion with as much of its turn as its arm is to be believed."""
+        share = self.arm / (self.arm + least)
+        return _Motion(self.middle, self.to, share * self.angle, self.arm)
 
     def __call__(self, points: Points) -> Points:
         moved = (_complex(points) - self.middle) * cmath.exp(1j * self.angle) + self.to

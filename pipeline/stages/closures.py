@@ -52,14 +52,14 @@ class Closures(ChunkStage):
     pairs : tuple of PointPair
         Tissue at ``x, y`` of a section, and ``to_x, to_y`` where it belongs [nm]. A section
         has none, or at least three that are not on one line; they lie on both sides of each
-        crack.
+        crack. Those of sections beyond the bounds have no say.
     guides : int
         Guides along the longer side of a section.
     accuracy_nm : float
         How far off a pair may be [nm]. What is less is not taken for a crack, nor for a
         turn.
     voxel_size_nm : (x, y, z)
-        Of the sections.
+        Of the sections, at the mip that ``bounds`` are in; any will do.
     """
 
     name: ClassVar[str] = "closures"
@@ -150,21 +150,14 @@ def closure_faults(
     from pipeline.kernels.piecewise_affine import anchored, pair_faults
 
     faults = []
-    first, last = bounds.start.z, bounds.stop.z - 1
     low, high = _ends(bounds, voxel_size_nm)
-    for z in sorted({p.section for p in pairs}):
+    inside = range(bounds.start.z, bounds.stop.z)
+    for z in sorted({p.section for p in pairs if p.section in inside}):
         rows = [i for i, p in enumerate(pairs) if p.section == z]
 
         def called(which: Sequence[int], rows: Sequence[int] = rows) -> str:
             return _listed([names[rows[i]] for i in which])
 
-        every = called(range(len(rows)))
-        if not first <= z <= last:
-            faults.append(
-                f"{every}: section {z} is not in the stack, which has {first} to {last}; "
-                "remove the pairs or correct the section"
-            )
-            continue
         loose, closed = _points([pairs[i] for i in rows])
         wrong = pair_faults(loose, closed)
         faults += [f"{called(which)}: pairs of section {z} {how}" for which, how in wrong]
