@@ -35,11 +35,14 @@ _FLAT = 1e-6
 _TORN = 0.15
 """An edge whose ends move apart by more than this share of its length crosses a crack."""
 _CLEARLY = 4.0
-"""They move apart by more than clicks are off, too [accuracy of a click]."""
+"""They move apart by more than clicks are off, too; and a fold is as high as that, where
+less is a flat triangle that clicks turned over [accuracy of a click]."""
 _USUAL_TURN = 0.035
 """How far a side of a crack is turned against the others, as a deviation [radian]."""
-_BEYOND = 2
-"""Spacings that guides go on beyond the section."""
+_BAND = 3
+"""Spacings that guides go on beyond the section, and that dense ones do around pairs."""
+_DENSEST = 32
+"""Guides along the longer side of all pairs together."""
 _EDGE = 1e-9
 """Share of a triangle by which points beside it still belong to it."""
 
@@ -53,8 +56,8 @@ class Anchors:
     loose, closed : float64 array, (n, 2)
         Where they lie and where they belong; pairs first, guides after.
     folded : list of tuple of int
-        Pairs at the corners of each triangle that the map turns over, or flattens. Without
-        any, the map is one-to-one.
+        Pairs at the corners of each triangle that the map turns over, by more than clicks
+        are off. Without any, the map is one-to-one but for what clicks blur.
     """
 
     loose: Points
@@ -125,17 +128,9 @@ def anchored(
     low, high = np.minimum(low, closed.min(axis=0)), np.maximum(high, closed.max(axis=0))
     extent = float((high - low).max())
     spacing = extent / guides
-    axes = [
-        np.arange(-_BEYOND, np.ceil((b - a) / spacing) + _BEYOND + 1) * spacing + a
-        for a, b in zip(low, high, strict=True)
-    ]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    hull = ConvexHull(closed).equations
-    off = (grid @ hull[:, :2].T + hull[:, 2]).max(axis=1)
-    grid = grid[off > spacing / 2]
     x, y = zip(low - extent, high + extent, strict=True)
     far = np.array([(a, b) for a in x for b in y])
-    to = np.concatenate([far, grid])
+    to = np.concatenate([far, _around(closed, low, high, spacing)])
     at = _carried(to, loose, closed, accuracy)
     keep = np.ones(len(to), bool)
     n = len(loose)
@@ -147,7 +142,8 @@ def anchored(
         if not len(bad):
             break
         keep[np.flatnonzero(keep)[bad]] = False
-    folded = [tuple(sorted(int(i) for i in t if i < n)) for t in turned]
+    clearly = turned[_height(both[0][turned]) > _CLEARLY * accuracy]
+    folded = [tuple(sorted(int(i) for i in t if i < n)) for t in clearly]
     return Anchors(*both, [t for t in folded if t])
 
 
@@ -170,7 +166,52 @@ def _area(corners: Points) -> NDArray[np.float64]:
     return np.asarray(first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0])
 
 
+def _height(corners: Points) -> NDArray[np.float64]:
+    """Heights of triangles, (..., 3, 2), over their longest edges."""
+    edges = np.linalg.norm(corners - np.roll(corners, 1, axis=-2), axis=-1)
+    return np.asarray(np.abs(_area(corners)) / edges.max(axis=-1))
+
+
 # -- guides ---------------------------------------------------------------------------
+
+
+def _around(closed: Points, low: Points, high: Points, spacing: float) -> Points:
+    """Place guides around pairs, near them about as dense as they are, (m, 2).
+
+    Without near ones, pairs of one rim would make flat triangles with one another, which
+    turn over if a click is a little off.
+    """
+    hull = ConvexHull(closed).equations
+    ends = closed.min(axis=0), closed.max(axis=0)
+    apart = np.median(cKDTree(closed).query(closed, k=2)[0][:, 1])
+    finest = max(float(apart), float((ends[1] - ends[0]).max()) / _DENSEST)
+    found = []
+    least, halvings = 0.5, max(0, int(np.log2(spacing / finest)))
+    for level in range(halvings, -1, -1):
+        step = spacing / 2**level
+        grid = _grid(low, high, step, *ends) if level else _grid(low, high, step)
+        off = (grid @ hull[:, :2].T + hull[:, 2]).max(axis=1) / step
+        found.append(grid[(off > least) & ((off <= _BAND) | (level == 0))])
+        # The next begins where this one ends.
+        least = _BAND / 2
+    return np.concatenate(found)
+
+
+def _grid(
+    low: Points,
+    high: Points,
+    step: float,
+    first: Points | None = None,
+    last: Points | None = None,
+) -> Points:
+    """Return the nodes of a grid that begins at ``low``, of all of it or around a part."""
+    axes = []
+    for axis in range(2):
+        start = 0.0 if first is None else np.floor((first[axis] - low[axis]) / step)
+        stop = ((high if last is None else last)[axis] - low[axis]) / step
+        numbers = np.arange(start - _BAND, np.ceil(stop) + _BAND + 1)
+        axes.append(low[axis] + numbers * step)
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def _carried(to: Points, loose: Points, closed: Points, accuracy: float) -> Points:

@@ -56,8 +56,8 @@ class Closures(ChunkStage):
     guides : int
         Guides along the longer side of a section.
     accuracy_nm : float
-        How far off a pair may be [nm]. What is less is not taken for a crack, nor for a
-        turn.
+        How far off a pair may be [nm]. What that explains is not taken for a crack, a fold
+        or a turn.
     voxel_size_nm : (x, y, z)
         Of the sections, at the mip that ``bounds`` are in; any will do.
     """

@@ -137,6 +137,44 @@ def test_pairs_that_were_swapped_are_named():
     assert {2, 4} & {i for triangle in folded for i in triangle}
 
 
+def test_clicks_that_turn_flat_triangles_over_are_not_refused():
+    """Pairs here and there along a bent crack, each off by one or two."""
+    refused, exact = 0, 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        y = [np.sort(rng.uniform(10, SIZE - 10, 14)) for _ in range(2)]
+        closed = np.concatenate(
+            [
+                np.stack([CUT + s * rng.uniform(8, 25, 14) + 20 * np.sin(v / 80), v], -1)
+                for s, v in zip((-1, 1), y, strict=True)
+            ]
+        )
+        away = np.repeat([-HALF, HALF], 14)
+        loose = closed + np.stack([away, 0 * away], axis=-1)
+        loose += rng.normal(0, 1.5, loose.shape)
+        settings = {"guides": 12, "accuracy": 2.0}
+        refused += bool(anchored(loose, closed, LOW, HIGH, **settings).folded)
+        settings["accuracy"] = 1e-6
+        exact += bool(anchored(loose, closed, LOW, HIGH, **settings).folded)
+    assert refused == 0
+    assert exact > 0
+
+
+def test_guides_are_dense_near_pairs_only():
+    """A section of 40,000 pixels and a crack of 400: its sides move apart all along it."""
+    wide = np.full(2, 20_000.0)
+    closed = rims()
+    found = anchored(torn(closed), closed, CUT - wide, CUT + wide, guides=12, accuracy=2.0)
+    assert 200 < len(found.loose) < 2000
+    points = pixels()
+    off = pull(points, found.loose, found.closed) - torn(points)
+    beside = np.abs(points[..., 0] - CUT) > 10
+    inside = (points[..., 1] > 25) & (points[..., 1] < SIZE - 25)
+    assert np.percentile(np.linalg.norm(off, axis=-1)[beside & inside], 98) < 1.5
+    far = CUT + np.array([[(-15_000.0, 0), (15_000, 0)]])
+    np.testing.assert_allclose(pull(far, found.loose, found.closed), torn(far), atol=5)
+
+
 def test_a_mirror_image_folds():
     closed = rims()
     loose = closed * (-1, 1) + (SIZE, 0)
