@@ -37,6 +37,12 @@ def align(
         str,
         typer.Option(help="Model of what patches are compared by; empty: local contrast."),
     ] = "embedding-cortex",
+    cracks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Point pairs that close large cracks: CSV, or JSON of Neuroglancer lines."
+        ),
+    ] = None,
     distance: Annotated[
         int, typer.Option(min=1, max=8, help="Sections before and after that are compared.")
     ] = 3,
@@ -63,12 +69,21 @@ def align(
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
     from pipeline.alignment import LooseStack, alignment_recipe
+    from pipeline.point_pairs import read_point_pairs
     from pipeline.recipe import Recipe
     from pipeline.runtime.alignment_report import alignment_report
 
     with open_input(source) as opened:
         size, bounds, moved = placement(opened, voxel_size, offset, bbox)
         natural = opened.natural_chunk
+        whole = opened.bounds
+    pairs = (
+        ()
+        if cracks is None
+        else read_point_pairs(
+            cracks, source=whole, bounds=bounds, shift=moved, voxel_size_nm=size
+        )
+    )
     stack = LooseStack(
         source=absolute(source),
         bounds=bounds,
@@ -84,6 +99,7 @@ def align(
         distance=distance,
         interpolation=interpolation,
         intensity_range=number_range(intensity_range),
+        pairs=pairs,
     )
     recipe = Recipe.parse(alignment_recipe(name, stack), source=f"alignment of {source}")
     run, rows = run_recipe(

@@ -138,6 +138,7 @@ CHAINS = [
     "relaxation",
     "fields",
     "warp",
+    "warp closed by hand",
     "segmentation_masks",
     "component_graph",
     "component_table",
