@@ -21,8 +21,6 @@ _WORK_NM = 12.0
 _ROUGH_PIXELS = 192
 _SEARCH, _NEAR = 20, 8
 """How far patches are looked for, first and when nearly aligned [work pixel]."""
-_PARTIAL = 4.0
-"""How fast patches lose trust that are not whole, when nearly aligned."""
 _MAP_PIXELS = 32
 """Work pixels of a voxel of the maps of misalignment."""
 _NOWHERE = Vec3(0, 0, 0)
@@ -270,8 +268,6 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 **embedding,
                 "step": step,
                 "search": search,
-                # At first, what little there is beside a tear is needed to close it.
-                **({"partial": _PARTIAL} if first else {}),
                 "distance": stack.distance,
                 "voxel_size_nm": work_size,
                 "output": f"{before}flows",

@@ -19,6 +19,9 @@ _APART = 5
 """Where another peak is another answer [pixel]."""
 _LEAST_OVERLAP = 0.35
 _LEAST_PEAK = 0.05
+_PARTIAL = 4
+"""Power of the share of a patch that both sections show, by which it loses trust: what
+little is left of one at a border or a tear matches well in many places."""
 _BATCH = 64
 _WITH_CHANNELS = 4
 _STEPS = 64
@@ -136,7 +139,7 @@ def windows_of(
 
 
 def match_patches(
-    patches: Patches, windows: Windows, *, partial: float = 0.0
+    patches: Patches, windows: Windows
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Find the shift of every patch.
 
@@ -144,28 +147,26 @@ def match_patches(
     ----------
     patches, windows
         Around the same points of two sections.
-    partial : float
-        Power of the share of a patch that both sections show, by which it loses trust.
 
     Returns
     -------
     shift : float32 array, (n, 2)
         Along x and y, in steps of 1/64 [pixel].
     trust : float32 array, (n,)
-        How far the peak stands above the next, times that power, 0 to 1; 0 where nothing
-        was found.
+        How far the peak stands above the next, times the fourth power of the share of the
+        patch that both sections show, 0 to 1; 0 where nothing was found.
     """
     n = len(patches.values)
     shift = np.zeros((n, 2), np.float32)
     trust = np.zeros(n, np.float32)
     for first in range(0, n, _BATCH):
         part = slice(first, min(first + _BATCH, n))
-        shift[part], trust[part] = _match(patches, windows, part, partial)
+        shift[part], trust[part] = _match(patches, windows, part)
     return shift, trust
 
 
 def _match(
-    patches: Patches, windows: Windows, part: slice, partial: float
+    patches: Patches, windows: Windows, part: slice
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     grid = patches.grid
     reach, count = grid.search, 2 * grid.search + 1
@@ -203,7 +204,7 @@ def _match(
     found = np.column_stack([x, y]) - reach + np.where(inner[:, None], fine, 0.0)
     good = inner & (peak > _LEAST_PEAK)
     trust = np.where(good, np.clip(peak - np.maximum(second, 0.0), 0, 1), 0.0)
-    trust = trust * np.minimum(overlap[every, x, y], 1.0) ** partial
+    trust = trust * np.minimum(overlap[every, x, y], 1.0) ** _PARTIAL
     told = np.rint(found * _STEPS) / _STEPS
     return (
         np.where(trust[:, None] > 0, told, 0.0).astype(np.float32),
