@@ -48,6 +48,10 @@ class LooseStack:
         Least probability of a defect.
     defect_source : str
         Location of a mask of defects that is known already; empty for none.
+    defect_mip : int
+        Mip of the sections that the mask has the voxels of; below 0 if it is finer.
+    defect_shift : Vec3 or None
+        Offset of the output at that mip from the mask; that of the sections if None.
     embedding_model : str
         Model of what patches are compared by; empty for local contrast.
     farthest_nm : float
@@ -70,12 +74,19 @@ class LooseStack:
     defect_model: str = "defects-cortex"
     defect_threshold: float = 0.5
     defect_source: str = ""
+    defect_mip: int = 0
+    defect_shift: Vec3 | None = None
     embedding_model: str = "embedding-cortex"
     farthest_nm: float = 720.0
     turn_degrees: float = 4.0
     distance: int = 3
     interpolation: str = "linear"
     intensity_range: tuple[float, float] | None = None
+
+
+def work_mip(voxel_size_nm: VoxelSize) -> int:
+    """Return the mip that patches of sections are matched at."""
+    return max(0, round(math.log2(_WORK_NM / voxel_size_nm[0])))
 
 
 def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     voxels, and ``defects`` at the scale that patches were matched at.
     """
     size = stack.voxel_size_nm
-    work = max(0, round(math.log2(_WORK_NM / size[0])))
+    work = work_mip(size)
     shape = stack.bounds.shape
     rough = max(work, math.floor(math.log2(max(1, min(shape.x, shape.y) / _ROUGH_PIXELS))))
     mips = max(rough, work + 2)
@@ -149,21 +160,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     has_defects = bool(stack.defect_model or stack.defect_source)
     if stack.defect_source:
         layers["defect_source"] = stack.defect_source
-        # Whatever is marked becomes 255, so that no average over pixels loses it.
-        marked = {
-            "use": "ingest",
-            "source": "defect_source",
-            "output": "loose_defects",
-            "intensity_range": [0.0, 1.0],
-        }
-        stages += [
-            {**stages[0], **marked},
-            {
-                **stages[1],
-                "layer": "loose_defects",
-                "output": "loose_defects/pyramid",
-            },
-        ]
+        stages += _known_defects(stack, stages, work)
     elif stack.defect_model:
         stages.append(
             {
@@ -211,7 +208,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
         }
 
     def defects_through(field: str, output: str) -> dict[str, Any]:
-        mip = work if stack.defect_source else 0
+        mip = work - stack.defect_mip if stack.defect_source else 0
         mask = {"image": "loose_defects", "mip": mip, "interpolation": "nearest"}
         return {**seen_through(field, output), **mask}
 
@@ -296,6 +293,35 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     ]
     stages += _masks(stack, work, has_defects=has_defects)
     return layers, stages
+
+
+def _known_defects(
+    stack: LooseStack, image: list[dict[str, Any]], work: int
+) -> list[dict[str, Any]]:
+    """Return what copies a mask of defects, as far as the mip that patches are matched at.
+
+    Takes the stages that copy the sections and make their pyramid.
+    """
+    mip = stack.defect_mip
+    # Whatever is marked becomes 255, so that no average over pixels loses it.
+    copied, pyramid = (
+        {
+            **image[0],
+            "source": "defect_source",
+            "output": "loose_defects",
+            "intensity_range": [0.0, 1.0],
+        },
+        {**image[1], "layer": "loose_defects", "output": "loose_defects/pyramid"},
+    )
+    if stack.defect_shift is not None:
+        copied["shift"] = list(stack.defect_shift)
+    if mip:
+        factor = Vec3(2 ** abs(mip), 2 ** abs(mip), 1)
+        box = stack.bounds.coarser(factor) if mip > 0 else stack.bounds.finer(factor)
+        x, y, z = stack.voxel_size_nm
+        copied |= {"voxel_size_nm": [x * 2.0**mip, y * 2.0**mip, z], **_cut(box)}
+        pyramid |= {"mips": work - mip, **_cut(box)}
+    return [copied, pyramid] if work > mip or not mip else [copied]
 
 
 def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str, Any]]:

@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.opening import absolute, open_input, placement
+from pipeline.cli.opening import absolute, mask_placement, open_input, placement
 from pipeline.cli.options import BboxOption, Json, Quiet, Root, VoxelSizeOption, Workers
 from pipeline.cli.runs import report, run_recipe
 from pipeline.cli.text import number_range, print_json, print_table
+
+_WARNINGS = 40
+"""Warnings that are printed; alignment.json has all of them."""
 
 
 @app.command()
@@ -62,13 +65,17 @@ def align(
 
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
-    from pipeline.alignment import LooseStack, alignment_recipe
+    from pipeline.alignment import LooseStack, alignment_recipe, work_mip
     from pipeline.recipe import Recipe
-    from pipeline.runtime.alignment_report import alignment_report
+    from pipeline.runtime.alignment_report import alignment_report, complaints
 
     with open_input(source) as opened:
         size, bounds, moved = placement(opened, voxel_size, offset, bbox)
         natural = opened.natural_chunk
+        mask_mip, mask_shift = 0, moved
+        if defects is not None:
+            with open_input(defects) as mask:
+                mask_mip, mask_shift = mask_placement(mask, opened, moved, work_mip(size))
     stack = LooseStack(
         source=absolute(source),
         bounds=bounds,
@@ -79,6 +86,8 @@ def align(
         defect_threshold=defect_threshold,
         embedding_model=embedding_model,
         defect_source="" if defects is None else absolute(defects),
+        defect_mip=mask_mip,
+        defect_shift=mask_shift,
         farthest_nm=shift,
         turn_degrees=turn,
         distance=distance,
@@ -94,10 +103,12 @@ def align(
         sections = alignment_report(run, picture)
         run.store.put_bytes(picture.name, picture.read_bytes())
     document = [s.to_json() for s in sections]
-    run.store.put_json("alignment.json", {"sections": document})
+    warnings = complaints(sections)
+    said = {"sections": document, "warnings": warnings}
+    run.store.put_json("alignment.json", said)
     where = f"{run.store.root}/alignment.png".removeprefix("file://")
     if as_json:
-        print_json({"run": name, "root": run.store.root, "sections": document})
+        print_json({"run": name, "root": run.store.root, **said})
         return
     print_table(
         [
@@ -128,11 +139,9 @@ def align(
             for s in sections
         ],
     )
-    for s in sections:
-        if s.state in ("mirrored", "matches nothing"):
-            typer.echo(
-                f"em: section {s.z} {s.state}; it is left blank, and bridged by the "
-                "sections around it; look at the source",
-                err=True,
-            )
+    for line in warnings[:_WARNINGS]:
+        typer.echo(f"em: {line}", err=True)
+    if len(warnings) > _WARNINGS:
+        more = len(warnings) - _WARNINGS
+        typer.echo(f"em: {more} more of these, in alignment.json", err=True)
     report(run, rows, as_json=False, sheet=where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RootError
+from pipeline.errors import PipelineError, RootError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.kernels.misalignment import SLIP, STEP, block_correlation
+from pipeline.layers.sources import SectionOrigin, open_source
 from pipeline.runtime.run import Run
 from pipeline.specs import Record, Region, VolumeSpec
+from pipeline.stages.ingest import Ingest
 from pipeline.stages.sections import SectionPoses
 
 _WIDEST = 512
@@ -23,6 +26,7 @@ _BLOCK = 8
 _WORST = 3
 _DRAWN_FINE = 500
 """Sections of a stack that is drawn in all detail."""
+_UNKNOWN = SectionOrigin(None, "", (0, 0))
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,14 @@ class SectionReport:
     Parameters
     ----------
     z : int
-        Its number.
-    state : {"placed", "blank", "mirrored", "matches nothing"}
-        What is to be looked at by a person is anything but placed or blank.
+        Which, in voxels of the output.
+    state : {"placed", "apart", "missing", "blank", "mirrored", "matches nothing"}
+        Anything but placed is to be looked at by a person. Apart is what is tied to some
+        sections, and these not to most others.
+    file : str
+        What it was read from; empty where it is missing, or where the source is one file.
+    number : int or None
+        That it goes by in the source.
     turn_degrees, x_nm, y_nm : float
         Its pose.
     outliers : int
@@ -56,6 +65,16 @@ class SectionReport:
     after: float
     slips: int
     steps: int
+    file: str = ""
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How a message calls it."""
+        said = [self.file] if self.file else []
+        if self.number is not None and not self.file:
+            said.append(f"number {self.number}")
+        return f"section {self.z}" + (f" ({', '.join(said)})" if said else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON; what is not known is null."""
@@ -63,6 +82,33 @@ class SectionReport:
             k: None if isinstance(v, float) and math.isnan(v) else v
             for k, v in asdict(self).items()
         }
+
+
+_SAID = {
+    "missing": "is missing; it is blank, and bridged by the sections around it",
+    "blank": "shows nothing; it is bridged by the sections around it",
+    "mirrored": (
+        "matches as its mirror image alone; it is left blank, and bridged by the sections "
+        "around it; mirror the source"
+    ),
+    "matches nothing": (
+        "matches nothing; it is left blank, and bridged by the sections around it; look at "
+        "the source"
+    ),
+}
+
+
+def complaints(sections: Sequence[SectionReport]) -> list[str]:
+    """Say what a person should know of the sections of an alignment, a line for each."""
+    lines = [f"{s.name} {_SAID[s.state]}" for s in sections if s.state in _SAID]
+    apart = [s for s in sections if s.state == "apart"]
+    if apart:
+        lines.append(
+            f"{len(apart)} sections, {apart[0].name} to {apart[-1].name}, match one "
+            "another and not most of the others; they are placed among themselves, and a "
+            "step parts them from the rest; give a larger --distance or --shift"
+        )
+    return lines
 
 
 def alignment_report(run: Run, picture: Path | None = None) -> list[SectionReport]:
@@ -90,16 +136,22 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
     maps = _maps(run)
     reports = []
     pairs = {"loose": loose, "aligned": aligned}
+    origins = _origins(run)
     for i, z in enumerate(poses["z"].tolist()):
         said = {name: _correlation(stack, i) for name, stack in pairs.items()}
         mine = poses["section"] == z
         state = "placed"
-        if not loose[..., i].any():
+        origin = origins.get(z, _UNKNOWN)
+        if origin.number is not None and not origin.file:
+            state = "missing"
+        elif not loose[..., i].any():
             state = "blank"
         elif poses["mirrored"][i]:
             state = "mirrored"
         elif not poses["placed"][i]:
             state = "matches nothing"
+        elif "group" in poses and poses["group"][i] > 0:
+            state = "apart"
         reports.append(
             SectionReport(
                 z=z,
@@ -112,6 +164,8 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
                 after=said["aligned"],
                 slips=int(((maps[..., i] & SLIP) > 0).sum()),
                 steps=int(((maps[..., i] & STEP) > 0).sum()),
+                file=origin.file,
+                number=origin.number,
             )
         )
     if picture is not None:
@@ -119,6 +173,18 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
         least = 0 if len(reports) <= _DRAWN_FINE else compared.read_mip
         _draw(reports, _coarse(run, "loose", least), _coarse(run, "image", least), picture)
     return reports
+
+
+def _origins(run: Run) -> Mapping[int, SectionOrigin]:
+    """Return what files the sections of a run come from, if its source is still there."""
+    stage = run.recipe.stage("loose")
+    assert isinstance(stage, Ingest)
+    try:
+        with open_source(run.recipe.layers[stage.source]) as source:
+            origins = source.origins
+    except PipelineError:
+        return {}
+    return {z + stage.shift.z: origin for z, origin in origins.items()}
 
 
 def _coarse(run: Run, layer: str, least: int) -> NDArray[np.uint8]:
