@@ -64,6 +64,8 @@ class LooseStack:
         Of the image: linear or lanczos.
     intensity_range : (float, float) or None
         Values that become 0 and 255, for an image that is not uint8.
+    left_out : tuple of int
+        Sections that the masks leave out [voxel].
     """
 
     source: str
@@ -82,6 +84,7 @@ class LooseStack:
     distance: int = 3
     interpolation: str = "linear"
     intensity_range: tuple[float, float] | None = None
+    left_out: tuple[int, ...] = ()
 
 
 def work_mip(voxel_size_nm: VoxelSize) -> int:
@@ -345,6 +348,19 @@ def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str,
                 **_cut(maps),
             }
         )
+    if stack.left_out:
+        stages.append(
+            {
+                "use": "left_out",
+                "image": "image",
+                "mip": work,
+                **({"defects": "defects"} if has_defects else {}),
+                "sections": list(stack.left_out),
+                "output": "left_out",
+                **_cut(stack.bounds.coarser(Vec3(2**work, 2**work, 1))),
+            }
+        )
+        defects = {"defects": "left_out", "defect_block": 2**work}
     stages += [
         {
             "use": "segmentation_masks",

@@ -12,7 +12,7 @@ from pipeline.cli.app import app
 from pipeline.cli.opening import absolute, mask_placement, open_input, placement
 from pipeline.cli.options import BboxOption, Json, Quiet, Root, VoxelSizeOption, Workers
 from pipeline.cli.runs import report, run_recipe
-from pipeline.cli.text import number_range, print_json, print_table
+from pipeline.cli.text import ints, number_range, print_json, print_table
 
 _WARNINGS = 40
 """Warnings that are printed; alignment.json has all of them."""
@@ -52,6 +52,10 @@ def align(
     interpolation: Annotated[str, typer.Option(help="linear or lanczos.")] = "linear",
     intensity_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
+    ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(help="Sections that the masks are to leave out, 3,17,18."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "align",
     workers: Workers = None,
@@ -93,6 +97,7 @@ def align(
         distance=distance,
         interpolation=interpolation,
         intensity_range=number_range(intensity_range),
+        left_out=() if leave_out is None else tuple(sorted(set(ints(leave_out)))),
     )
     recipe = Recipe.parse(alignment_recipe(name, stack), source=f"alignment of {source}")
     run, rows = run_recipe(
@@ -122,6 +127,9 @@ def align(
             "after",
             "slips",
             "steps",
+            "focus",
+            "contrast",
+            "defects",
         ],
         [
             [
@@ -135,6 +143,9 @@ def align(
                 f"{s.after:.2f}",
                 s.slips,
                 s.steps,
+                f"{s.focus:.2f}",
+                f"{s.contrast:.2f}",
+                f"{s.defects:.0%}" if s.defects >= 0 else "-",
             ]
             for s in sections
         ],

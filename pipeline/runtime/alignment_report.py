@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,27 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError, RootError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.kernels.misalignment import SLIP, STEP, block_correlation
+from pipeline.kernels.section_quality import (
+    NO_TILES,
+    beside_neighbours,
+    is_of_poor_contrast,
+    is_out_of_focus,
+    median_criteria,
+    section_criteria,
+)
 from pipeline.layers.sources import SectionOrigin, open_source
 from pipeline.runtime.run import Run
 from pipeline.specs import Record, Region, VolumeSpec
 from pipeline.stages.ingest import Ingest
 from pipeline.stages.sections import SectionPoses
+from pipeline.stages.warp import Warp
 
 _WIDEST = 512
 """Pixels along an axis that sections are compared and drawn at."""
+_PIECE = 256
+"""Pixels of the pieces of a section that is too wide to be measured as a whole."""
+_MANY_DEFECTS = 0.2
+_UNLIKE = 0.1
 _BLOCK = 8
 _WORST = 3
 _DRAWN_FINE = 500
@@ -44,6 +57,14 @@ class SectionReport:
         What it was read from; empty where it is missing, or where the source is one file.
     number : int or None
         That it goes by in the source.
+    faults : tuple of str
+        What is bad about a section that shows something: out of focus, of poor contrast,
+        many defects, lies on neither neighbour.
+    focus, contrast : float
+        Sharpness (SMD2 over variance) and variance of it at the scale of the matching, as
+        shares of what sections around have; NaN where that is not known.
+    defects : float
+        Share of what it shows that a defect covers.
     turn_degrees, x_nm, y_nm : float
         Its pose.
     outliers : int
@@ -67,6 +88,10 @@ class SectionReport:
     steps: int
     file: str = ""
     number: int | None = None
+    faults: tuple[str, ...] = ()
+    focus: float = math.nan
+    contrast: float = math.nan
+    defects: float = math.nan
 
     @property
     def name(self) -> str:
@@ -101,6 +126,14 @@ _SAID = {
 def complaints(sections: Sequence[SectionReport]) -> list[str]:
     """Say what a person should know of the sections of an alignment, a line for each."""
     lines = [f"{s.name} {_SAID[s.state]}" for s in sections if s.state in _SAID]
+    bad = [s for s in sections if s.faults]
+    lines += [f"{s.name}: {', '.join(s.faults)}" for s in bad]
+    if bad:
+        numbers = ",".join(str(s.z) for s in bad)
+        lines.append(
+            f"to leave these out of the masks: the same command with --leave-out {numbers} "
+            "--replace"
+        )
     apart = [s for s in sections if s.state == "apart"]
     if apart:
         lines.append(
@@ -168,11 +201,84 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
                 number=origin.number,
             )
         )
+    reports = _with_quality(run, reports)
     if picture is not None:
         # A long stack is drawn as coarse as it was compared, for the sake of memory.
         least = 0 if len(reports) <= _DRAWN_FINE else compared.read_mip
         _draw(reports, _coarse(run, "loose", least), _coarse(run, "image", least), picture)
     return reports
+
+
+def _with_quality(run: Run, reports: list[SectionReport]) -> list[SectionReport]:
+    """Add to sections what is bad about them."""
+    drawn = [s for s in run.recipe.stages if isinstance(s, Warp)]
+    mip = next(s.mip for s in drawn if s.image == "loose")
+    masks = {s.mip for s in drawn if s.image == "loose_defects"}
+    criteria, covered = [], []
+    for report in reports:
+        tiles, marked, shown = [], 0, 0
+        for box in _pieces(run, "loose", mip, report.z):
+            image = np.asarray(run.store.read(Region("loose", box, mip)))[..., 0]
+            if not image.any():
+                continue
+            tiles.append(section_criteria(image))
+            if masks:
+                place = Region("loose_defects", box, next(iter(masks)))
+                there = np.asarray(run.store.read(place))[..., 0] > 0
+                # A crack may show nothing, and a mask says nothing beyond the tissue.
+                marked += int(there.sum())
+                shown += int((there | (image > 0)).sum())
+        criteria.append(median_criteria(np.concatenate(tiles) if tiles else NO_TILES))
+        covered.append(marked / shown if shown else math.nan)
+    ratios = beside_neighbours(np.array(criteria))
+    blurred, faint = is_out_of_focus(ratios), is_of_poor_contrast(ratios)
+    result = []
+    for i, report in enumerate(reports):
+        found = {
+            "out of focus": blurred[i],
+            "of poor contrast": faint[i] and not blurred[i],
+            f"defects on {covered[i]:.0%} of it": covered[i] > _MANY_DEFECTS,
+            "lies on neither neighbour": _lies_on_neither(reports, i),
+        }
+        result.append(
+            replace(
+                report,
+                faults=tuple(name for name, is_so in found.items() if is_so),
+                focus=round(float(ratios[i, 1]), 3),
+                contrast=round(float(ratios[i, 2]), 3),
+                defects=round(covered[i], 4),
+            )
+        )
+    return result
+
+
+def _lies_on_neither(reports: Sequence[SectionReport], i: int) -> bool:
+    """Whether a section that is placed is like neither the one before nor the next."""
+    if reports[i].state not in ("placed", "apart"):
+        return False
+    after = (r.after for r in reports[i + 1 :] if not math.isnan(r.after))
+    known = [v for v in (reports[i].after, next(after, math.nan)) if not math.isnan(v)]
+    return bool(known) and max(known) < _UNLIKE
+
+
+def _pieces(run: Run, layer: str, mip: int, z: int) -> list[Bbox]:
+    """Return a section as a whole, or nine pieces spread over a large one."""
+    spec = run.specs[layer]
+    assert isinstance(spec, VolumeSpec)
+    bounds = spec.bounds_at(mip)
+    ends = []
+    for start, extent in (
+        (bounds.start.x, bounds.shape.x),
+        (bounds.start.y, bounds.shape.y),
+    ):
+        if extent <= _WIDEST:
+            ends.append([(start, start + extent)])
+            continue
+        firsts = (start + round(k * (extent - _PIECE) / 2) for k in range(3))
+        ends.append([(first, first + _PIECE) for first in firsts])
+    return [
+        Bbox(Vec3(x[0], y[0], z), Vec3(x[1], y[1], z + 1)) for x in ends[0] for y in ends[1]
+    ]
 
 
 def _origins(run: Run) -> Mapping[int, SectionOrigin]:

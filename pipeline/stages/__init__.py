@@ -16,6 +16,7 @@ from pipeline.stages.embeddings import Embeddings
 from pipeline.stages.flows import Fields, Flows, Relaxation
 from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
+from pipeline.stages.left_out import LeftOut
 from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.misalignment import Misalignments, SegmentationMasks
@@ -47,6 +48,7 @@ STAGES: dict[str, type[Stage]] = {
     "fields": Fields,
     "warp": Warp,
     "misalignments": Misalignments,
+    "left_out": LeftOut,
     "segmentation_masks": SegmentationMasks,
     "affinities": Affinities,
     "masks": Masks,

@@ -130,6 +130,14 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
             **on(nodes, BLOCK),
         },
         {
+            "use": "left_out",
+            "image": "jolted",
+            "defects": "tears",
+            "sections": [3, 4, 11],
+            "output": "left_out",
+            **whole,
+        },
+        {
             "use": "segmentation_masks",
             "image": "jolted",
             "kind": "output",

@@ -122,6 +122,36 @@ def test_each_is_named(aligned):
     assert "has the voxels of mip 1 of the sections ((128, 128, 10) to" in said
 
 
+def test_bad_ones_can_be_left_out_of_the_masks(aligned, sections):
+    """Nothing but the masks is made anew."""
+    root, _ = aligned
+    made = {p: p.stat().st_mtime_ns for p in (root / "image").rglob("done/*.json")}
+    before = masks_of(root)
+    words = (sections / "image", "--defects", sections / "coarse", "--root", root)
+    assert align(*words, "--leave-out", "0,1", "--replace") == 0
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    after = masks_of(root)
+    assert before["input"][..., :2].any()
+    assert not after["input"][..., :2].any()
+    assert (after["input"][..., 2:] == before["input"][..., 2:]).all()
+    # Section 2 is missing, so three in a row are masked.
+    assert not after["output"][..., :2].any()
+
+
+def masks_of(root):
+    run = Run.open(str(root), "align")
+    return {
+        kind: run.store.read(Region(f"{kind}_mask", run.specs[f"{kind}_mask"].bounds))
+        for kind in ("input", "output")
+    }
+
+
+def test_a_section_that_is_not_there_cannot_be_left_out(sections, tmp_path, capsys):
+    root = tmp_path / "root"
+    assert align(sections / "image", "--root", root, "--leave-out", "3,99") == 2
+    assert "there is no section 99; sections go from 0 to 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
