@@ -66,6 +66,11 @@ class LooseStack:
         Values that become 0 and 255, for an image that is not uint8.
     left_out : tuple of int
         Sections that the masks leave out [voxel].
+    chatter : (float, float, float) or None
+        Orientation [degree] and shortest and longest wavelength [nm] of the bands that are
+        damped in what is matched, see `Chatter`; None for none.
+    chatter_in_image : bool
+        Whether they are damped in the aligned image too.
     """
 
     source: str
@@ -85,6 +90,8 @@ class LooseStack:
     interpolation: str = "linear"
     intensity_range: tuple[float, float] | None = None
     left_out: tuple[int, ...] = ()
+    chatter: tuple[float, float, float] | None = None
+    chatter_in_image: bool = False
 
 
 def work_mip(voxel_size_nm: VoxelSize) -> int:
@@ -160,6 +167,10 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "storage_chunk": list(storage),
         },
     ]
+    shown, damped_from = "loose", 0
+    if stack.chatter is not None:
+        shown, damped_from = "damped", 0 if stack.chatter_in_image else work
+        stages += _damped(stack.chatter, *at(damped_from), damped_from, mips)
     has_defects = bool(stack.defect_model or stack.defect_source)
     if stack.defect_source:
         layers["defect_source"] = stack.defect_source
@@ -180,8 +191,8 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     stages += [
         {
             "use": "section_matches",
-            "image": "loose",
-            "mip": rough,
+            "image": shown,
+            "mip": rough - damped_from,
             "voxel_size_nm": coarse_size,
             "distance": stack.distance,
             "turn_degrees": stack.turn_degrees,
@@ -217,7 +228,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
 
     def drawn(field: str, name: str) -> list[dict[str, Any]]:
         """Draw sections, and what is compared of them, as far as they are aligned."""
-        found = [{**seen_through(field, name), "image": "loose", "mip": work}]
+        found = [{**seen_through(field, name), "image": shown, "mip": work - damped_from}]
         if has_defects:
             found.append(defects_through(field, f"{name}_defects"))
         if stack.embedding_model:
@@ -277,7 +288,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     stages += [
         {
             "use": "warp",
-            "image": "loose",
+            "image": shown if stack.chatter_in_image else "loose",
             **poses,
             "field": "field",
             "field_voxel_nm": field_size,
@@ -296,6 +307,32 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     ]
     stages += _masks(stack, work, has_defects=has_defects)
     return layers, stages
+
+
+def _damped(
+    chatter: tuple[float, float, float], box: Bbox, size: list[float], mip: int, mips: int
+) -> list[dict[str, Any]]:
+    """Return what damps bands in the sections at a mip, and makes the mips above."""
+    orientation, shortest, longest = chatter
+    damped = {
+        "use": "chatter",
+        "image": "loose",
+        "mip": mip,
+        "orientation_degrees": orientation,
+        "shortest_nm": shortest,
+        "longest_nm": longest,
+        "voxel_size_nm": size,
+        "output": "damped",
+        **_cut(box),
+    }
+    pyramid = {
+        "use": "downsample",
+        "layer": "damped",
+        "output": "damped/pyramid",
+        "mips": mips - mip,
+        **_cut(box),
+    }
+    return [damped, pyramid]
 
 
 def _known_defects(

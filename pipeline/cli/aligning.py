@@ -12,7 +12,8 @@ from pipeline.cli.app import app
 from pipeline.cli.opening import absolute, mask_placement, open_input, placement
 from pipeline.cli.options import BboxOption, Json, Quiet, Root, VoxelSizeOption, Workers
 from pipeline.cli.runs import report, run_recipe
-from pipeline.cli.text import ints, number_range, print_json, print_table
+from pipeline.cli.text import floats, ints, number_range, print_json, print_table
+from pipeline.errors import RecipeError
 
 _WARNINGS = 40
 """Warnings that are printed; alignment.json has all of them."""
@@ -53,6 +54,15 @@ def align(
     intensity_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
     ] = None,
+    chatter: Annotated[
+        str | None,
+        typer.Option(
+            help="ANGLE,SHORT,LONG: damp bands at this angle from x to y, so many nm apart."
+        ),
+    ] = None,
+    chatter_image: Annotated[
+        bool, typer.Option("--chatter-image", help="Damp them in the aligned image too.")
+    ] = False,
     leave_out: Annotated[
         str | None,
         typer.Option(help="Sections that the masks are to leave out, 3,17,18."),
@@ -69,6 +79,8 @@ def align(
 
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
+    if chatter_image and chatter is None:
+        raise RecipeError("--chatter-image", ["needs the bands; give --chatter too"])
     from pipeline.alignment import LooseStack, alignment_recipe, work_mip
     from pipeline.recipe import Recipe
     from pipeline.runtime.alignment_report import alignment_report, complaints
@@ -97,6 +109,8 @@ def align(
         distance=distance,
         interpolation=interpolation,
         intensity_range=number_range(intensity_range),
+        chatter=None if chatter is None else _bands(chatter),
+        chatter_in_image=chatter_image,
         left_out=() if leave_out is None else tuple(sorted(set(ints(leave_out)))),
     )
     recipe = Recipe.parse(alignment_recipe(name, stack), source=f"alignment of {source}")
@@ -156,3 +170,9 @@ def align(
         more = len(warnings) - _WARNINGS
         typer.echo(f"em: {more} more of these, in alignment.json", err=True)
     report(run, rows, as_json=False, sheet=where)
+
+
+def _bands(text: str) -> tuple[float, float, float]:
+    """Read the orientation and the wavelengths of bands."""
+    orientation, shortest, longest = floats(text, 3, "--chatter")
+    return orientation, shortest, longest

@@ -212,7 +212,10 @@ def alignment_report(run: Run, picture: Path | None = None) -> list[SectionRepor
 def _with_quality(run: Run, reports: list[SectionReport]) -> list[SectionReport]:
     """Add to sections what is bad about them."""
     drawn = [s for s in run.recipe.stages if isinstance(s, Warp)]
-    mip = next(s.mip for s in drawn if s.image == "loose")
+    spec = run.specs["loose"]
+    assert isinstance(spec, VolumeSpec)
+    size = next(s.voxel_size_nm for s in drawn if s.output == "rough")
+    mip = next(m for m in range(len(spec.factors)) if spec.voxel_size_at(m) == size)
     masks = {s.mip for s in drawn if s.image == "loose_defects"}
     criteria, covered = [], []
     for report in reports:

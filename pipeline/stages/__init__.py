@@ -3,6 +3,7 @@
 from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
+from pipeline.stages.chatter import Chatter
 from pipeline.stages.components import (
     ComponentExtents,
     ComponentGraphs,
@@ -39,6 +40,7 @@ from pipeline.stages.warp import Warp
 
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
+    "chatter": Chatter,
     "defects": Defects,
     "section_matches": SectionMatches,
     "section_poses": SectionPoses,

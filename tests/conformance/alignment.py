@@ -130,6 +130,17 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
             **on(nodes, BLOCK),
         },
         {
+            "use": "chatter",
+            "image": "jolted",
+            "orientation_degrees": 30.0,
+            "shortest_nm": 32.0,
+            "longest_nm": 64.0,
+            "block": 13,
+            "voxel_size_nm": list(voxel),
+            "output": "damped",
+            **whole,
+        },
+        {
             "use": "left_out",
             "image": "jolted",
             "defects": "tears",

@@ -750,6 +750,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "warp": Example(_aligning("warp"), _volume_of("aligned")),
     "misalignments": Example(_aligning("misalignments"), _volume_of("misalignments")),
+    "chatter": Example(_aligning("chatter"), _volume_of("damped")),
     "left_out": Example(_aligning("left_out"), _volume_of("left_out")),
     "segmentation_masks": Example(
         _aligning("segmentation_masks"), _volume_of("output_mask")
