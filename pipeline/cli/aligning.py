@@ -75,7 +75,8 @@ def align(
 ) -> None:
     """Align loose sections, across cracks and folds, and make the masks that go with it.
 
-    Writes the layers image, defects, input_mask and output_mask, and alignment.png.
+    Writes the layers image, defects, input_mask and output_mask, alignment.png and .json,
+    and matches.png where sections did not match.
 
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
@@ -84,6 +85,7 @@ def align(
     from pipeline.alignment import LooseStack, alignment_recipe, work_mip
     from pipeline.recipe import Recipe
     from pipeline.runtime.alignment_report import alignment_report, complaints
+    from pipeline.runtime.match_pictures import doubtful_pairs, draw_pairs
 
     with open_input(source) as opened:
         size, bounds, moved = placement(opened, voxel_size, offset, bbox)
@@ -121,8 +123,20 @@ def align(
         picture = Path(folder) / "alignment.png"
         sections = alignment_report(run, picture)
         run.store.put_bytes(picture.name, picture.read_bytes())
+        doubtful = doubtful_pairs(run)
+        failures = Path(folder) / "matches.png"
+        run.store.delete_document(failures.name)
+        if doubtful:
+            draw_pairs(run, doubtful, {s.z: s.name for s in sections}, failures)
+            run.store.put_bytes(failures.name, failures.read_bytes())
     document = [s.to_json() for s in sections]
     warnings = complaints(sections)
+    if doubtful:
+        looked_at = f"{run.store.root}/{failures.name}".removeprefix("file://")
+        warnings.append(
+            f"{len(doubtful)} pairs of sections did not match, or contradict the rest; "
+            f"look at {looked_at}"
+        )
     said = {"sections": document, "warnings": warnings}
     run.store.put_json("alignment.json", said)
     where = f"{run.store.root}/alignment.png".removeprefix("file://")

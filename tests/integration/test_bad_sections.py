@@ -19,6 +19,7 @@ from pipeline.layers.sources import open_source
 from pipeline.recipe import Recipe
 from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
+from pipeline.runtime.match_pictures import DoubtfulPair, doubtful_pairs, views
 from pipeline.runtime.run import Run
 from pipeline.specs import Region
 
@@ -109,6 +110,33 @@ def test_each_is_marked_and_the_rest_lies_in_place(aligned):
     image = run.store.read(Region("image", run.specs["image"].bounds))
     is_shown = image.any(axis=(0, 1)).tolist()
     assert is_shown == [s in ("placed", "apart") for s in states]
+
+
+def test_pairs_that_did_not_match_are_drawn(aligned):
+    root, said = aligned
+    run = Run.open(str(root), "align")
+    pairs = {p.section: p for p in doubtful_pairs(run)}
+    assert "mirror image" in pairs[MIRRORED].why
+    assert pairs[STRANGE].why == "matches nothing"
+    assert not {0, MISSING, BLANK} & set(pairs)
+    assert f"{len(pairs)} pairs of sections did not match" in said
+    assert f"look at {root}/matches.png" in said
+    with Image.open(root / "matches.png") as picture:
+        assert picture.height > 200 * len(pairs)
+
+
+def test_a_section_is_drawn_where_it_was_found(aligned):
+    """Laid on the other as the pair says, it is more alike than as it came."""
+    root, _ = aligned
+    run = Run.open(str(root), "align")
+    pair = DoubtfulPair(1, 0, "", 0.0, (-42.0, -30.0), 0.0, 0.0, 0.0, 1.0, False)
+    section, other, turned = views(run, pair)
+    core = (slice(10, -10),) * 2
+
+    def alike(image):
+        return np.corrcoef(image[core].ravel(), other[core].ravel())[0, 1]
+
+    assert alike(turned) > alike(section) + 0.1
 
 
 def test_each_is_named(aligned):
