@@ -220,7 +220,7 @@ def _with_quality(run: Run, reports: list[SectionReport]) -> list[SectionReport]
     criteria, covered = [], []
     for report in reports:
         tiles, marked, shown = [], 0, 0
-        for box in _pieces(run, "loose", mip, report.z):
+        for box in pieces(run, "loose", mip, report.z):
             image = np.asarray(run.store.read(Region("loose", box, mip)))[..., 0]
             if not image.any():
                 continue
@@ -264,7 +264,7 @@ def _lies_on_neither(reports: Sequence[SectionReport], i: int) -> bool:
     return bool(known) and max(known) < _UNLIKE
 
 
-def _pieces(run: Run, layer: str, mip: int, z: int) -> list[Bbox]:
+def pieces(run: Run, layer: str, mip: int, z: int) -> list[Bbox]:
     """Return a section as a whole, or nine pieces spread over a large one."""
     spec = run.specs[layer]
     assert isinstance(spec, VolumeSpec)
