@@ -40,8 +40,8 @@ from pipeline.stages.warp import Warp
 
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
-    "chatter": Chatter,
     "defects": Defects,
+    "chatter": Chatter,
     "section_matches": SectionMatches,
     "section_poses": SectionPoses,
     "embeddings": Embeddings,
