@@ -100,7 +100,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     voxels, and ``defects`` at the scale that patches were matched at.
     """
     size = stack.voxel_size_nm
-    work = max(0, round(math.log2(_WORK_NM / size[0])))
+    work = _work_mip(size)
     shape = stack.bounds.shape
     rough = max(work, math.floor(math.log2(max(1, min(shape.x, shape.y) / _ROUGH_PIXELS))))
     mips = max(rough, work + 2)
@@ -294,12 +294,16 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             **_cut(fine),
         },
     ]
-    stages += _masks(stack, work, has_defects=has_defects)
+    stages += mask_stages(stack, has_defects=has_defects)
     return layers, stages
 
 
-def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str, Any]]:
-    """Return maps of misalignment at two resolutions, and the two masks."""
+def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]:
+    """Return maps of misalignment at two resolutions, and the two masks.
+
+    They are made of the layer ``image`` and of ``defects``, where these are known.
+    """
+    work = _work_mip(stack.voxel_size_nm)
     x, y, z = stack.voxel_size_nm
     wide = 2**work * _MAP_PIXELS
     defects = {"defects": "defects", "defect_block": 2**work} if has_defects else {}
@@ -334,6 +338,11 @@ def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str,
         for kind in ("input", "output")
     ]
     return stages
+
+
+def _work_mip(size: VoxelSize) -> int:
+    """Return the mip that sections are matched at."""
+    return max(0, round(math.log2(_WORK_NM / size[0])))
 
 
 def _cut(box: Bbox, extent: int = _CHUNK, z: int = 1) -> dict[str, Any]:
