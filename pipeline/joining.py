@@ -71,8 +71,8 @@ class Joint:
     defect_mip: int = 0
     interpolation: str = "linear"
     reach_nm: float = 1200.0
-    limit_nm: float = 100.0
-    decay: float = 20.0
+    limit_nm: float = 60.0
+    decay: float = 8.0
 
     @property
     def bounds(self) -> Bbox:

@@ -217,11 +217,11 @@ def join(
     root: Root,
     limit: Annotated[
         float | None,
-        typer.Option(min=0, help="Greatest disagreement, median [pixel]; 100 nm if not."),
+        typer.Option(min=0, help="Greatest disagreement, median [pixel]; 60 nm if not."),
     ] = None,
     decay: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Sections in which it fades to 1/e; 20 if left out."),
+        typer.Option(min=0.1, help="Sections in which it fades to 1/e; 8 if left out."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "join",
     workers: Workers = None,

@@ -4,6 +4,11 @@ In the sections that both hold, each says where every loose point belongs. So th
 the places of one to those of the other is known there, without any matching: through the
 loose section. Its affine part is how the two stand to one another, and is carried on
 through all of the second; the rest fades away from the seam.
+
+The affine part changes from section to section, for a slant or a twist of all the tissue
+looks as one of the sections, and each alignment took it for the one or the other as well as
+it could. Were that left out, the stack would have a kink at the seam; were it carried on
+for ever, it would turn without end. So it goes on over the overlap, and fades beyond.
 """
 
 from __future__ import annotations
@@ -103,8 +108,13 @@ def found_again(
     return (flat + by).reshape(points.shape), known.reshape(shape)
 
 
-def fit_affine(places: Points, shifts: Points, weight: NDArray[np.floating]) -> Affine:
-    """Fit the affine map that most shifts agree with.
+def fit_affine(
+    places: Points,
+    shifts: Points,
+    weight: NDArray[np.floating],
+    steps: NDArray[np.floating] | None = None,
+) -> tuple[Affine, Affine]:
+    """Fit the affine map that most shifts agree with, and how it changes by step.
 
     Least squares, weighted anew by how far each is off (Geman and McClure), on the scale
     of the median. With too few places a shift alone is fitted, and with none nothing.
@@ -114,21 +124,28 @@ def fit_affine(places: Points, shifts: Points, weight: NDArray[np.floating]) -> 
     places, shifts : float64 array, (n, 2)
     weight : float array, (n,)
         Trust in each; 0 for none.
+    steps : float array, (n,) or None
+        Of the change; None where there is none.
 
     Returns
     -------
-    float64 array, (2, 3)
+    affine, change : float64 arrays, (2, 3)
+        At step 0, and by step.
     """
     used = weight > 0
     at, by, trust = places[used], shifts[used], weight[used].astype(np.float64)
     if not len(at):
-        return np.zeros((2, 3))
+        return np.zeros((2, 3)), np.zeros((2, 3))
     middle = at.mean(axis=0)
     extent = float(np.abs(at - middle).max())
     whole = len(at) >= 3 and extent > 0
     rows = np.ones((len(at), 1))
     if whole:
         rows = np.concatenate([(at - middle) / extent, rows], axis=1)
+    count = rows.shape[1]
+    step = None if steps is None else steps[used].astype(np.float64)
+    if step is not None and np.ptp(step) > 0:
+        rows = np.concatenate([rows, rows * step[:, None]], axis=1)
     left = trust
     for _ in range(_REWEIGHTED):
         root = np.sqrt(left)[:, None]
@@ -136,8 +153,14 @@ def fit_affine(places: Points, shifts: Points, weight: NDArray[np.floating]) -> 
         off = np.linalg.norm(by - rows @ fit, axis=1)
         scale = max(1.5 * float(np.median(off)), _PRECISION)
         left = trust / (1 + (off / scale) ** 2) ** 2
-    slope = fit[:2].T / extent if whole else np.zeros((2, 2))
-    return np.concatenate([slope, (fit[-1] - slope @ middle)[:, None]], axis=1)
+
+    def affine(part: NDArray[np.floating]) -> Affine:
+        if not len(part):
+            return np.zeros((2, 3))
+        slope = part[:2].T / extent if whole else np.zeros((2, 2))
+        return np.concatenate([slope, (part[-1] - slope @ middle)[:, None]], axis=1)
+
+    return affine(fit[:count]), affine(fit[count:])
 
 
 def affine_shift(affine: Affine, points: Points) -> Points:
@@ -180,6 +203,16 @@ class Fading:
         """Return how much the second alignment counts in a section, 0 to 1."""
         steps = self.last - self.first + 1
         return min(1.0, max(0.0, (section - self.first + 1) / steps))
+
+    def steps(self, section: int) -> float:
+        """Return by how many steps the affine map has changed since the middle.
+
+        Beyond the overlap the change fades, so that it ends after ``decay`` steps more.
+        """
+        last = self.last - 1
+        beyond = max(0, section - last)
+        within = min(section, last) - (self.first + last) / 2
+        return within + self.decay * (1 - math.exp(-beyond / self.decay))
 
     @property
     def trust(self) -> NDArray[np.float64]:

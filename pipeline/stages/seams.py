@@ -217,9 +217,10 @@ class SeamShifts(VolumeStage):
 class Seam(ChunkStage):
     """How two alignments stand to one another: an affine map, and how far it is off.
 
-    One task, one record: `affine` (2, 3), by which ``affine @ (x, y, 1)`` [nm] is what
-    most shifts agree with; and by section `z`, `known` (the share that both know), and
-    `median_nm` and `p95_nm` of what is left of the shifts beside the affine map.
+    One task, one record: `affine` and `change`, (2, 3) each, with which the shifts [nm]
+    that most agree with are ``(affine + t change) @ (x, y, 1)``, t sections from the middle
+    of the overlap; and by section `z`, `known` (the share that both know), and `median_nm`
+    and `p95_nm` of what is left of the shifts beside that.
 
     Parameters
     ----------
@@ -239,7 +240,7 @@ class Seam(ChunkStage):
 
     shifts: Layer
     mip: int = Field(default=0, ge=0)
-    limit_nm: float = Field(default=100.0, gt=0)
+    limit_nm: float = Field(default=60.0, gt=0)
     least_known: float = Field(default=0.1, ge=0, le=1)
     voxel_size_nm: tuple[float, float, float]
 
@@ -279,10 +280,16 @@ class Seam(ChunkStage):
             )
         at = np.broadcast_to(nodes[:, :, None], by.shape)
         trust = weight * seams.overlap_trust(len(sections))
-        affine = seams.fit_affine(
-            at.reshape(-1, 2), by.reshape(-1, 2).astype(np.float64), trust.ravel()
+        steps = np.arange(len(sections)) - (len(sections) - 1) / 2
+        affine, change = seams.fit_affine(
+            at.reshape(-1, 2),
+            by.reshape(-1, 2).astype(np.float64),
+            trust.ravel(),
+            np.broadcast_to(steps, trust.shape).ravel(),
         )
-        rest = by - seams.affine_shift(affine, nodes)[:, :, None]
+        rest = by - np.stack(
+            [seams.affine_shift(affine + t * change, nodes) for t in steps], axis=2
+        )
         found = [
             seams.disagreement(rest[:, :, i], weight[:, :, i]) for i in range(len(sections))
         ]
@@ -297,6 +304,7 @@ class Seam(ChunkStage):
             )
         return {
             "affine": affine,
+            "change": change,
             "z": np.array(sections, np.int64),
             "known": np.array([d.known for d in found]),
             "median_nm": np.array([d.median for d in found]),
@@ -341,7 +349,8 @@ class SeamFields(VolumeStage):
 
     A point of the joined stack is put through the seam, and from there through the second
     field: the result takes the place of that field, with the poses that belong to it. The
-    affine map of the seam holds for every section. What the two disagree by beside it goes
+    affine map of the seam holds for every section; that it changes from one to the next
+    fades beyond the overlap. What the two disagree by beside it goes
     over the overlap from where the first has a section to the median of all, in which the
     middle of the overlap counts most, and fades beyond. Channels are those of `fields`.
 
@@ -356,7 +365,8 @@ class SeamFields(VolumeStage):
     until : int
         The section after the last that both hold; the first is that of ``bounds``.
     decay : float
-        Sections beyond the overlap in which the disagreement fades to 1/e.
+        Sections beyond the overlap in which the disagreement, and the change of the affine
+        map, fade to 1/e.
     smooth_nm : float
         Deviation of the Gaussian that it is smoothed by [nm].
     stride : int
@@ -374,7 +384,7 @@ class SeamFields(VolumeStage):
     seam: Layer
     field: Layer
     until: int
-    decay: float = Field(default=20.0, gt=0)
+    decay: float = Field(default=8.0, gt=0)
     smooth_nm: float = Field(default=400.0, gt=0)
     stride: int = Field(default=8, ge=1)
     tear_nm: float = Field(default=30.0, gt=0)
@@ -434,21 +444,25 @@ class SeamFields(VolumeStage):
         """Return where the voxels of the chunk lie in the second alignment, by section."""
         from pipeline.kernels import fields, seams
 
-        box, affine = task.box, np.asarray(seam["affine"])
+        box, fading = task.box, self._fading
+
+        def straight(points: NDArray[np.float64], z: int) -> NDArray[np.float64]:
+            affine = seam["affine"] + fading.steps(z) * seam["change"]
+            return seams.affine_shift(affine, points)
+
         wide = self._node_box(task)
         place, spacing = (wide.start.x, wide.start.y), self.voxel_size_nm[0] * self.stride
         nodes = fields.nodes(place, (wide.shape.x, wide.shape.y), spacing)
         known = shifts[..., 2] > 0
-        rest = shifts[..., :2] - seams.affine_shift(affine, nodes)[:, :, None]
+        overlap = range(self.bounds.start.z, self.until)
+        rest = shifts[..., :2] - np.stack([straight(nodes, z) for z in overlap], axis=2)
         voxels = fields.nodes(
             (box.start.x, box.start.y), (box.shape.x, box.shape.y), self.voxel_size_nm[0]
         )
-        straight = voxels + seams.affine_shift(affine, voxels)
         return [
-            straight
-            + fields.sample(
-                seams.carried(rest, known, self._fading, z), voxels, spacing, place
-            )
+            voxels
+            + straight(voxels, z)
+            + fields.sample(seams.carried(rest, known, fading, z), voxels, spacing, place)
             for z in range(box.start.z, box.stop.z)
         ]
 

@@ -54,15 +54,36 @@ def test_an_affine_map_is_found_among_outliers():
     true = np.array([[0.01, -0.02, 130.0], [0.018, 0.003, -70.0]])
     by = seams.affine_shift(true, at)
     by[:90] += rng.uniform(200, 900, (90, 2))
-    found = seams.fit_affine(at, by, np.ones(400))
+    found, change = seams.fit_affine(at, by, np.ones(400))
+    assert not change.any()
     assert np.abs(seams.affine_shift(found, at) - seams.affine_shift(true, at)).max() < 0.5
+
+
+def test_a_change_by_step_is_told_from_the_map():
+    rng = np.random.default_rng(2)
+    at, steps = rng.uniform(0, 5000, (300, 2)), rng.integers(-2, 3, 300)
+    true = np.array([[0.01, -0.02, 130.0], [0.018, 0.003, -70.0]])
+    turn = np.array([[0.0, -0.004, 9.0], [0.004, 0.0, -9.0]])
+    by = seams.affine_shift(true, at) + steps[:, None] * seams.affine_shift(turn, at)
+    by[:40] += 500
+    found, change = seams.fit_affine(at, by, np.ones(300), steps)
+    for one, other in ((found, true), (change, turn)):
+        off = seams.affine_shift(one, at) - seams.affine_shift(other, at)
+        assert np.abs(off).max() < 0.5
+
+
+def test_the_change_goes_on_over_the_overlap_and_ends_beyond():
+    steps = [FADING.steps(z) for z in range(4, 60)]
+    np.testing.assert_allclose(steps[:5], [-2, -1, 0, 1, 2])
+    assert 0.5 < steps[5] - steps[4] < 1
+    assert steps[-1] == pytest.approx(2 + FADING.decay, abs=0.01)
 
 
 def test_few_places_give_a_shift_and_none_gives_nothing():
     by = np.array([[3.0, 5.0], [1.0, 1.0]])
-    one = seams.fit_affine(np.array([[7.0, 8.0], [1.0, 1.0]]), by, np.array([1.0, 0.0]))
+    one, _ = seams.fit_affine(np.array([[7.0, 8.0], [1.0, 1.0]]), by, np.array([1.0, 0.0]))
     np.testing.assert_allclose(one, [[0, 0, 3], [0, 0, 5]])
-    assert not seams.fit_affine(np.zeros((2, 2)), by, np.zeros(2)).any()
+    assert not np.any(seams.fit_affine(np.zeros((2, 2)), by, np.zeros(2)))
 
 
 def test_over_the_overlap_the_second_counts_for_more_and_more():
