@@ -289,7 +289,7 @@ def _join(
         if s.median_px is None:
             typer.echo(
                 f"em: section {s.z} was not placed by both; it lies as the sections around "
-                "it say; look at it",
+                "it say, and is blank if the second has not placed it; look at the source",
                 err=True,
             )
     report(run, rows, as_json=False)

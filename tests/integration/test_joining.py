@@ -270,6 +270,7 @@ def part(run, root, first, last):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_that_were_aligned_apart_lie_as_one_that_was_aligned_whole(tmp_path):
     """Sections of cortex with cracks, folds and a missing one, scored by the truth."""
     data = Path(os.environ.get("EM_DATA", "../shared/data"))
