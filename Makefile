@@ -44,7 +44,7 @@ demo: install
 # Airflow is an extra; the tests of the DAGs skip without it.
 extras: $(VENV)/extras
 $(VENV)/extras: $(VENV)/installed
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[test,airflow]"
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[test,airflow,postgresql]"
 	touch $@
 
 test: extras browser

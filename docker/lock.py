@@ -19,7 +19,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PYTHON = "3.11"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
-EXTRAS = {"cpu": ["kubernetes"], "gpu": ["kubernetes"], "airflow": ["airflow"]}
+EXTRAS = {
+    "cpu": ["kubernetes"],
+    "gpu": ["kubernetes"],
+    "airflow": ["airflow", "postgresql"],
+}
 """Extras of the package that each image has."""
 
 

@@ -134,6 +134,7 @@ _IN_TOML = {
     "Bbox": "{ start, stop }",
     "Sharding": "{ shard_bits, minishard_bits }",
     "float or None": "float",
+    "tuple of PointPair": "[{ section, x, y, to_x, to_y }, ...]",
     "tuple of pairs of str": "[[string, string], ...]",
     "(float, float) or None": "[float, float]",
 }

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.geometry import Bbox, Vec3
 from pipeline.reconstruction import ingest_chunks
 from pipeline.specs import VoxelSize
+from pipeline.stages.closures import PointPair
 
 _STORAGE = 64
 _CHUNK = 512
@@ -20,6 +21,8 @@ _WORK_NM = 12.0
 _ROUGH_PIXELS = 192
 _SEARCH, _NEAR = 20, 8
 """How far patches are looked for, first and when nearly aligned [work pixel]."""
+_PARTIAL = 4.0
+"""How fast patches lose trust that are not whole, when nearly aligned."""
 _MAP_PIXELS = 32
 """Work pixels of a voxel of the maps of misalignment."""
 _NOWHERE = Vec3(0, 0, 0)
@@ -60,6 +63,8 @@ class LooseStack:
         Of the image: linear or lanczos.
     intensity_range : (float, float) or None
         Values that become 0 and 255, for an image that is not uint8.
+    pairs : tuple of PointPair
+        By which large cracks are closed before anything is matched.
     """
 
     source: str
@@ -76,6 +81,7 @@ class LooseStack:
     distance: int = 3
     interpolation: str = "linear"
     intensity_range: tuple[float, float] | None = None
+    pairs: tuple[PointPair, ...] = ()
 
 
 def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
@@ -176,12 +182,32 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 **_cut(box),
             }
         )
-    poses = {"poses": "section_poses"}
+    closures = {"closures": "closures"} if stack.pairs else {}
+    poses = {"poses": "section_poses", **closures}
+    if stack.pairs:
+        stages += [
+            {
+                "use": "closures",
+                "pairs": [pair.model_dump() for pair in stack.pairs],
+                "voxel_size_nm": coarse_size,
+                "output": "closures",
+                **_plain(_cut(coarse)),
+            },
+            {
+                "use": "warp",
+                "image": "loose",
+                "mip": rough,
+                **closures,
+                "voxel_size_nm": coarse_size,
+                "output": "closed",
+                **_cut(coarse),
+            },
+        ]
     stages += [
         {
             "use": "section_matches",
-            "image": "loose",
-            "mip": rough,
+            "image": "closed" if stack.pairs else "loose",
+            "mip": 0 if stack.pairs else rough,
             "voxel_size_nm": coarse_size,
             "distance": stack.distance,
             "turn_degrees": stack.turn_degrees,
@@ -244,6 +270,8 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 **embedding,
                 "step": step,
                 "search": search,
+                # At first, what little there is beside a tear is needed to close it.
+                **({"partial": _PARTIAL} if first else {}),
                 "distance": stack.distance,
                 "voxel_size_nm": work_size,
                 "output": f"{before}flows",

@@ -56,6 +56,8 @@ class Joint:
         Of overlapping sections; the second goes on beyond the first.
     defect_mip : int
         Mip at which ``loose_defects`` of the second are drawn.
+    closures : bool
+        Whether its loose sections were put together by point pairs.
     interpolation : str
         By which its image is drawn.
     reach_nm : float
@@ -69,6 +71,7 @@ class Joint:
     first: Alignment
     second: Alignment
     defect_mip: int = 0
+    closures: bool = False
     interpolation: str = "linear"
     reach_nm: float = 1200.0
     limit_nm: float = 60.0
@@ -113,6 +116,8 @@ def _joining_stages(joint: Joint) -> tuple[dict[str, str], list[dict[str, Any]]]
     own = ["loose", "field", "section_poses"]
     if has_defects:
         shared, own = [*shared, "defects"], [*own, "loose_defects"]
+    if joint.closures:
+        own = [*own, "closures"]
     layers = {f"first_{name}": f"{first.root}/{name}" for name in shared}
     layers |= {f"second_{name}": f"{second.root}/{name}" for name in own}
 
@@ -225,6 +230,7 @@ def _drawn(joint: Joint, layer: str, spec: VolumeSpec) -> dict[str, Any]:
         "use": "warp",
         **what[layer],
         "poses": "second_section_poses",
+        **({"closures": "second_closures"} if joint.closures else {}),
         "field": "later_field",
         "field_voxel_nm": list(joint.second.field.voxel_size_nm),
         "voxel_size_nm": list(spec.voxel_size_nm),

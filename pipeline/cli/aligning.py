@@ -40,6 +40,12 @@ def align(
         str,
         typer.Option(help="Model of what patches are compared by; empty: local contrast."),
     ] = "embedding-cortex",
+    cracks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Point pairs that close large cracks: CSV, or JSON of Neuroglancer lines."
+        ),
+    ] = None,
     distance: Annotated[
         int, typer.Option(min=1, max=8, help="Sections before and after that are compared.")
     ] = 3,
@@ -76,12 +82,14 @@ def align(
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
     from pipeline.alignment import LooseStack, alignment_recipe
+    from pipeline.point_pairs import read_point_pairs
     from pipeline.recipe import Recipe
     from pipeline.runtime.alignment_report import alignment_report
 
     with open_input(source) as opened:
         size, bounds, moved = placement(opened, voxel_size, offset, bbox)
         natural = opened.natural_chunk
+        whole = opened.bounds
     how: dict[str, Any] = {
         "workers": workers,
         "replace": replace,
@@ -92,6 +100,13 @@ def align(
     if after is not None:
         bounds = _grown(source, bounds, size, after, overlap)
         root = f"{root.rstrip('/')}/appended"
+    pairs = (
+        ()
+        if cracks is None
+        else read_point_pairs(
+            cracks, source=whole, bounds=bounds, shift=moved, voxel_size_nm=size
+        )
+    )
     stack = LooseStack(
         source=absolute(source),
         bounds=bounds,
@@ -107,6 +122,7 @@ def align(
         distance=distance,
         interpolation=interpolation,
         intensity_range=number_range(intensity_range),
+        pairs=pairs,
     )
     recipe = Recipe.parse(alignment_recipe(name, stack), source=f"alignment of {source}")
     run, rows = run_recipe(

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import (
-    PipelineError,
-    exit_status,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from pipeline.errors import PipelineError, exit_status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +26,26 @@ clusters = typer.Typer(
     no_args_is_help=True, help="Pools of workers in Kubernetes: manifests, and how many."
 )
 app.add_typer(clusters, name="k8s")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline.runtime.run import code_version
+
+        typer.echo(code_version())
+        raise typer.Exit
+
+
+@app.callback()
+def em(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Take what is said before the command."""
 
 
 def main() -> None:

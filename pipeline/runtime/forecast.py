@@ -600,10 +600,10 @@ _UNKNOWN = {
         kind=ROUNDS,
         tasks=0,
         units_per_task=0,
-        seconds_per_unit=2.4e-9,
+        seconds_per_unit=1.9e-9,
         least_seconds=0.0005,
         spread=0,
-        stored_per_unit=0.15,
+        stored_per_unit=0.12,
         objects_per_task=1,
     ),
     NODES: Rate(

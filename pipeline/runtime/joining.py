@@ -117,7 +117,10 @@ def joint_of(
     if faults:
         raise RecipeError(names, faults)
     one, other = _alignment(first), _alignment(second)
-    options: dict[str, Any] = {"interpolation": drawn.interpolation}
+    options: dict[str, Any] = {
+        "interpolation": drawn.interpolation,
+        "closures": bool(drawn.closures),
+    }
     fields = [s.reach_nm for s in second.recipe.stages if isinstance(s, Fields)]
     # Passes are composed: each may move tissue as far.
     options["reach_nm"] = sum(fields)
@@ -235,7 +238,8 @@ def _other_sections(first: Run, second: Run, drawn: Warp) -> list[str]:
             faults.append(
                 f"section {z} of the first is another than that of the second: drawn from "
                 f"the loose section of the second it correlates with the first by "
-                f"{alike:.2f}; align both from the same sections, numbered alike"
+                f"{alike:.2f}; align both from the same sections, numbered alike, with the "
+                "same point pairs"
             )
     return faults
 
@@ -248,6 +252,10 @@ def _drawn_from(
     region = stage.reads(task)["field"]
     assert isinstance(region, Region)
     inputs = {"poses": poses, "field": first.store.read(Region("field", region.box))}
+    if stage.closures:
+        # Of this one section; a stage counts them from the first of its bounds.
+        place = look.start.z - second.recipe.stage("image").bounds.start.z
+        inputs["closures"] = second.store.read([Record(stage.closures, f"0_0_0_{place}")])
     window = stage.narrowed(task, **inputs).get("image")
     image = None if window is None else second.store.read(window)
     return stage.process(task, image, **inputs)

@@ -3,6 +3,7 @@
 from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
+from pipeline.stages.closures import Closures
 from pipeline.stages.components import (
     ComponentExtents,
     ComponentGraphs,
@@ -40,6 +41,7 @@ from pipeline.stages.warp import Warp
 STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
     "defects": Defects,
+    "closures": Closures,
     "section_matches": SectionMatches,
     "section_poses": SectionPoses,
     "embeddings": Embeddings,

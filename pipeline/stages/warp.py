@@ -8,8 +8,9 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pipeline.errors import DataError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.kernels.draw import REACH, Interpolation, draw
 from pipeline.specs import Read, Record, RecordsSpec, Region, Table, VolumeSpec
@@ -25,9 +26,10 @@ _WHOLE = "0_0_0_0"
 class Warp(VolumeStage):
     """An aligned image, or a mask that goes with it, at any mip.
 
-    What a point shows is looked up in the field and then turned and shifted back by the
-    pose of its section; only the window of the image that a chunk needs is read. Sections
-    that no pose places, and places that a fold hides, are 0.
+    What a point shows is looked up in the field, turned and shifted back by the pose of its
+    section, and then looked up in what a person put together, so that the image is drawn
+    once; only the window of it that a chunk needs is read. Sections that no pose places,
+    and places that a fold hides, are 0.
 
     Parameters
     ----------
@@ -39,6 +41,8 @@ class Warp(VolumeStage):
         Record of `section_poses`. Empty for none.
     field : str
         Volume written by `fields`. Empty for none.
+    closures : str
+        Records of `closures`. Empty for none.
     interpolation : {"nearest", "linear", "lanczos"}
         Nearest for masks.
     tear_nm : float
@@ -58,10 +62,19 @@ class Warp(VolumeStage):
     mip: int = Field(default=0, ge=0)
     poses: Layer = ""
     field: Layer = ""
+    closures: Layer = ""
     interpolation: Interpolation = "linear"
     tear_nm: float = Field(default=30.0, gt=0)
     voxel_size_nm: tuple[float, float, float]
     field_voxel_nm: tuple[float, float, float] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_json(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave closures out where there are none: such a stage is what it always was."""
+        form: dict[str, Any] = plain(self)
+        if not self.closures:
+            form.pop("closures", None)
+        return form
 
     @property
     def read_mip(self) -> int:
@@ -80,6 +93,10 @@ class Warp(VolumeStage):
             reads["poses"] = Record(self.poses, _WHOLE)
         if self.field:
             reads["field"] = Region(self.field, self._field_box(task))
+        if self.closures:
+            first = self.bounds.start.z
+            numbers = range(box.start.z - first, box.stop.z - first)
+            reads["closures"] = [Record(self.closures, f"0_0_0_{i}") for i in numbers]
         return reads
 
     def _field_box(self, task: Task) -> Bbox:
@@ -126,6 +143,7 @@ class Warp(VolumeStage):
         task: Task,
         poses: Table | None = None,
         field: NDArray[np.float32] | None = None,
+        closures: Sequence[Table] | None = None,
     ) -> list[Shown]:
         """Say what each pixel of a chunk shows.
 
@@ -136,6 +154,7 @@ class Warp(VolumeStage):
             whether they show anything, None if all do.
         """
         from pipeline.kernels import fields
+        from pipeline.kernels.piecewise_affine import pull
 
         size = np.array(self.voxel_size_nm[:2])
         box = task.box
@@ -165,8 +184,21 @@ class Warp(VolumeStage):
                 cos, sin = math.cos(angle), math.sin(angle)
                 turned = np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
                 points = turned + middle
+            if closures is not None:
+                closure = self._of_section(closures[z - box.start.z], z)
+                if len(closure["loose"]):
+                    points = pull(points, closure["loose"], closure["closed"])
             result.append((points / size - 0.5, reached))
         return result
+
+    def _of_section(self, closure: Table, z: int) -> Table:
+        found = int(closure["z"][0])
+        if found != z:
+            raise DataError(
+                f"{self.name}: what {self.closures} has in the place of section {z} is of "
+                f"section {found}; give both stages bounds of the same sections"
+            )
+        return closure
 
     def process(
         self,
@@ -174,12 +206,13 @@ class Warp(VolumeStage):
         image: NDArray[np.uint8] | None = None,
         poses: Table | None = None,
         field: NDArray[np.float32] | None = None,
+        closures: Sequence[Table] | None = None,
     ) -> NDArray[np.uint8]:
         """Draw the sections of the chunk."""
         result = np.zeros(task.box.shape.astuple(), np.uint8, order="F")
         if image is None:
             return result
-        shown = self.shown(task, poses, field)
+        shown = self.shown(task, poses, field, closures)
         window = self._window(task, shown)
         assert window is not None
         start = (window.start.x, window.start.y)
@@ -221,6 +254,10 @@ class Warp(VolumeStage):
                 )
         if self.poses and not isinstance(specs.get(self.poses), RecordsSpec | None):
             faults.append(f"{self.name}: {self.poses} is a volume; give records of poses")
+        if self.closures and not isinstance(specs.get(self.closures), RecordsSpec | None):
+            faults.append(
+                f"{self.name}: {self.closures} is a volume; give records of closures"
+            )
         if self.field:
             faults += expect_volume(
                 self.name, specs, self.field, dtypes=("float32",), channels=3

@@ -35,6 +35,24 @@ def tears(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return ((np.abs(x - y // 2 - 14 - z // 3) < 2) & (z % 3 == 1)).astype(np.uint8)
 
 
+def pairs(bounds: Bbox, voxel: tuple[float, float, float]) -> list[Entry]:
+    """Close a crack of four pixels along a slanted line, in every third section."""
+    middle = (bounds.start.x + bounds.stop.x) / 2
+    ends = bounds.start.y + 3, bounds.stop.y - 3
+    return [
+        {
+            "section": section,
+            "x": (middle + lean + side * 3) * voxel[0],
+            "y": y * voxel[1],
+            "to_x": (middle + lean + side) * voxel[0],
+            "to_y": (y + 0.5) * voxel[1],
+        }
+        for section in range(bounds.start.z, bounds.stop.z, 3)
+        for lean, y in zip((-2, 2), ends, strict=True)
+        for side in (-1, 1)
+    ]
+
+
 def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> list[Entry]:
     """Return every stage of an alignment, in order."""
     x, y, z = voxel
@@ -120,6 +138,24 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
             "field_voxel_nm": [x * STRIDE, y * STRIDE, z],
             "output": "aligned",
             **on(squares.finer(Vec3(STRIDE, STRIDE, 1)), 1),
+        },
+        {
+            "use": "closures",
+            "pairs": pairs(bounds, voxel),
+            "guides": 4,
+            "accuracy_nm": 1.0,
+            "voxel_size_nm": list(voxel),
+            "output": "closures",
+            **records,
+        },
+        {
+            "use": "warp",
+            "image": "jolted",
+            "closures": "closures",
+            "voxel_size_nm": list(voxel),
+            "field_voxel_nm": [x * STRIDE, y * STRIDE, z],
+            "output": "closed",
+            **whole,
         },
         {
             "use": "misalignments",
@@ -253,6 +289,13 @@ def seam(run: Run) -> Table:
     """Read how two alignments stand to one another."""
     table: Table = run.store.read(Record("seam", "0_0_0_0"))
     return table
+
+
+def corners(run: Run) -> Table:
+    """Read the corners of all sections, one after the other."""
+    keys = run.recipe.stage("closures").plan()[0]
+    tables = [run.store.read(Record("closures", str(key))) for key in keys]
+    return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
 
 
 def poses(run: Run) -> Table:

@@ -764,6 +764,8 @@ EXAMPLES: dict[str, Example] = {
         _aligning("second_field"), _volume_of("second_field")
     ),
     "warp": Example(_aligning("warp"), _volume_of("aligned")),
+    "closures": Example(_aligning("closures"), alignment.corners),
+    "warp closed by hand": Example(_aligning("closed"), _volume_of("closed")),
     "misalignments": Example(_aligning("misalignments"), _volume_of("misalignments")),
     "segmentation_masks": Example(
         _aligning("segmentation_masks"), _volume_of("output_mask")

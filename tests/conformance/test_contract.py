@@ -31,6 +31,7 @@ from pipeline.specs import (
 )
 from pipeline.stages import STAGES
 from pipeline.stages.base import OctreeStage
+from pipeline.stages.closures import PointPair
 from pipeline.stages.octree import DownSweep, UpSweep
 from pipeline.stages.shards import ShardStage
 
@@ -140,6 +141,8 @@ def other_value(value: Any, annotation: Any) -> Any:
             return value + 1
         case str():
             return f"{value}x"
+        case tuple() if isinstance(value[0], PointPair):
+            return value[1:]
         case tuple():
             return (value[0] + 1, *value[1:])
         case Constraints():

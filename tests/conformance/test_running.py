@@ -147,6 +147,7 @@ CHAINS = [
     "relaxation",
     "fields",
     "warp",
+    "warp closed by hand",
     "segmentation_masks",
     "seam",
     "seam_fields",

