@@ -329,7 +329,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             **_cut(fine),
         },
     ]
-    stages += _masks(stack, work, has_defects=has_defects)
+    stages += mask_stages(stack, has_defects=has_defects)
     return layers, stages
 
 
@@ -388,8 +388,12 @@ def _known_defects(
     return [copied, pyramid] if work > mip or not mip else [copied]
 
 
-def _masks(stack: LooseStack, work: int, *, has_defects: bool) -> list[dict[str, Any]]:
-    """Return maps of misalignment at two resolutions, and the two masks."""
+def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]:
+    """Return maps of misalignment at two resolutions, and the two masks.
+
+    They are made of the layer ``image`` and of ``defects``, where these are known.
+    """
+    work = work_mip(stack.voxel_size_nm)
     x, y, z = stack.voxel_size_nm
     wide = 2**work * _MAP_PIXELS
     defects = {"defects": "defects", "defect_block": 2**work} if has_defects else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,6 +73,13 @@ def align(
         str | None,
         typer.Option(help="Sections that the masks are to leave out, 3,17,18."),
     ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(help="Root of an alignment that these sections go on from."),
+    ] = None,
+    overlap: Annotated[
+        int, typer.Option(min=2, help="Of its sections, how many are aligned anew.")
+    ] = 8,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "align",
     workers: Workers = None,
     replace: Annotated[bool, typer.Option(help="Delete what stands in the way.")] = False,
@@ -84,11 +91,15 @@ def align(
     Writes the layers image, defects, input_mask and output_mask, alignment.png and .json,
     and matches.png where sections did not match.
 
+    With --after, sections that have been added to a source are aligned, with the last of
+    those that were there, in the folder appended of the root; and then joined (em join).
+
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
     if chatter_image and chatter is None:
         raise RecipeError("--chatter-image", ["needs the bands; give --chatter too"])
     from pipeline.alignment import LooseStack, alignment_recipe, work_mip
+    from pipeline.cli.joining import grown, join_alignments
     from pipeline.point_pairs import read_point_pairs
     from pipeline.recipe import Recipe
     from pipeline.runtime.alignment_report import alignment_report, complaints
@@ -102,6 +113,16 @@ def align(
         if defects is not None:
             with open_input(defects) as mask:
                 mask_mip, mask_shift = mask_placement(mask, opened, moved, work_mip(size))
+    how: dict[str, Any] = {
+        "workers": workers,
+        "replace": replace,
+        "quiet": quiet,
+        "as_json": as_json,
+    }
+    whole_root = root
+    if after is not None:
+        bounds = grown(source, bounds, size, after, overlap)
+        root = f"{root.rstrip('/')}/appended"
     pairs = (
         ()
         if cracks is None
@@ -157,7 +178,10 @@ def align(
     run.store.put_json("alignment.json", said)
     where = f"{run.store.root}/alignment.png".removeprefix("file://")
     if as_json:
-        print_json({"run": name, "root": run.store.root, **said})
+        if after is None:
+            print_json({"run": name, "root": run.store.root, **said})
+        else:
+            join_alignments(after, root, whole_root, **how)
         return
     print_table(
         [
@@ -200,6 +224,8 @@ def align(
         more = len(warnings) - _WARNINGS
         typer.echo(f"em: {more} more of these, in alignment.json", err=True)
     report(run, rows, as_json=False, sheet=where)
+    if after is not None:
+        join_alignments(after, root, whole_root, **how)
 
 
 def _bands(text: str) -> tuple[float, float, float]:

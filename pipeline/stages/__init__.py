@@ -26,6 +26,7 @@ from pipeline.stages.overlaps import Overlaps
 from pipeline.stages.partners import ContactPartners, NetPartners
 from pipeline.stages.region_graph import RegionGraphs
 from pipeline.stages.relabel import Relabel
+from pipeline.stages.seams import Joined, JoinedPoses, Seam, SeamFields, SeamShifts
 from pipeline.stages.sections import SectionMatches, SectionPoses
 from pipeline.stages.semantic import Semantic
 from pipeline.stages.skeletons import CenterlineSkeletons, SkeletonFragments
@@ -54,6 +55,11 @@ STAGES: dict[str, type[Stage]] = {
     "misalignments": Misalignments,
     "left_out": LeftOut,
     "segmentation_masks": SegmentationMasks,
+    "seam_shifts": SeamShifts,
+    "seam": Seam,
+    "seam_fields": SeamFields,
+    "joined_poses": JoinedPoses,
+    "joined": Joined,
     "affinities": Affinities,
     "masks": Masks,
     "semantic": Semantic,

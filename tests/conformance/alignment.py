@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from pipeline.geometry import Bbox, Vec3
 from pipeline.runtime.run import Run
 from pipeline.specs import Record, Table
+from pipeline.stages.seams import seam_nodes
 
 STEP, STRIDE, BLOCK = 4, 2, 4
+SINCE, UNTIL = 8, 13
+"""Sections that the two alignments overlap by, ``bent`` and ``bent_again``."""
 
 Entry = dict[str, Any]
 
@@ -197,12 +200,114 @@ def entries(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> lis
     ]
 
 
+def bent(shape: tuple[int, int, int], by: float) -> NDArray[np.float32]:
+    """Return a field that bends every section in its own way, with a fold that opened."""
+    x, y, z = np.indices(shape).astype(np.float32)
+    waves = [np.sin(x / 7 + by * z), np.cos(y / 6 - by * z)]
+    opened = (np.abs(x - y / 2 - 14 - z / 3) < 1) & (z % 3 == 1)
+    return np.stack([20 * waves[0], 15 * waves[1], opened], axis=-1, dtype=np.float32)
+
+
+def laid(sections: range, by: float) -> Table:
+    """Return poses, as `section_poses` writes them; one section is left out."""
+    z = np.array(sections, np.int64)
+    return {
+        "z": z,
+        "angle": np.deg2rad(by * np.sin(z)),
+        "x": 30 * by * np.cos(z),
+        "y": 20 * by * np.sin(2 * z),
+        "placed": (z != SINCE + 1).astype(np.uint8),
+        "mirrored": np.zeros(len(z), np.uint8),
+        "middle": np.array([400.0 + 50 * by, 300.0]),
+        "section": z[1:],
+        "other": z[:-1],
+        "weight": np.linspace(0.1, 1.0, len(z) - 1),
+        "misfit_nm": np.zeros(len(z) - 1),
+    }
+
+
+def joining(chunk: Vec3, bounds: Bbox, voxel: tuple[float, float, float]) -> list[Entry]:
+    """Return the stages that join two alignments, in order."""
+    stride = 4
+    later = Bbox(Vec3(bounds.start.x, bounds.start.y, SINCE), bounds.stop)
+    x, y, z = voxel
+
+    def on(box: Bbox, factor: int = 1) -> Entry:
+        cut = list((chunk // Vec3(factor, factor, 1)).maximum(Vec3(2, 2, 1)))
+        limits = {"start": list(box.start), "stop": list(box.stop)}
+        return {"bounds": limits, "chunk": cut, "storage_chunk": cut}
+
+    overlap = on(seam_nodes(later, stride, UNTIL), stride)
+    return [
+        {
+            "use": "seam_shifts",
+            "poses": "laid",
+            "field": "bent",
+            "other_poses": "laid_again",
+            "other_field": "bent_again",
+            "stride": stride,
+            "reach_nm": 64.0,
+            "voxel_size_nm": list(voxel),
+            "output": "seam_shifts",
+            **overlap,
+        },
+        {
+            "use": "seam",
+            "shifts": "seam_shifts",
+            "least_known": 0.0,
+            "voxel_size_nm": [x * stride, y * stride, z],
+            "output": "seam",
+            **{k: v for k, v in overlap.items() if k != "storage_chunk"},
+        },
+        {
+            "use": "seam_fields",
+            "shifts": "seam_shifts",
+            "seam": "seam",
+            "field": "bent_again",
+            "until": UNTIL,
+            "stride": stride,
+            "smooth_nm": 96.0,
+            "decay": 3.0,
+            "voxel_size_nm": list(voxel),
+            "output": "later_field",
+            **on(later),
+        },
+        {
+            "use": "joined",
+            "first": "bent",
+            "second": "later_field",
+            "since": SINCE,
+            "output": "joined_field",
+            **on(bounds),
+        },
+    ]
+
+
+def joined_poses(chunk: Vec3) -> list[Entry]:
+    """Return the stage that joins poses."""
+    return [
+        {
+            "use": "joined_poses",
+            "first": "laid",
+            "second": "laid_again",
+            "since": SINCE,
+            "output": "joined_poses",
+        }
+    ]
+
+
 def matches(run: Run) -> Table:
     """Read the records of all sections, one after the other."""
     keys = run.recipe.stage("section_matches").plan()[0]
     tables = [run.store.read(Record("section_matches", str(key))) for key in keys]
     names = ("other", "angle", "x", "y", "correlation", "significance")
     return {name: np.concatenate([t[name] for t in tables]) for name in names}
+
+
+def seam(run: Run) -> Table:
+    """Read how two alignments stand to one another."""
+    table: Table = run.store.read(Record("seam", "0_0_0_0"))
+    return table
 
 
 def corners(run: Run) -> Table:
@@ -214,5 +319,6 @@ def corners(run: Run) -> Table:
 
 def poses(run: Run) -> Table:
     """Read where sections lie, and what became of the matches."""
-    table: Table = run.store.read(Record("section_poses", "0_0_0_0"))
+    output = run.recipe.stages[-1].output
+    table: Table = run.store.read(Record(output, "0_0_0_0"))
     return {name: table[name] for name in ("z", "x", "y", "angle", "weight", "placed")}

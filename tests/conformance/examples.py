@@ -24,7 +24,7 @@ from pipeline.runtime.drive import run_to_end
 from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
 from pipeline.runtime.sweep import history_of
-from pipeline.specs import Record, Region, Table, VolumeSpec
+from pipeline.specs import Record, RecordsSpec, Region, Table, VolumeSpec
 from pipeline.stages.agglomeration import REFUSALS
 from pipeline.stages.base import Stage
 from pipeline.stages.shards import unpack
@@ -34,6 +34,7 @@ from . import alignment, synapses
 START = Vec3(5, 3, 2)
 SHAPE = Vec3(42, 34, 17)
 BOUNDS = Bbox.of_shape(SHAPE, START)
+SECTIONS = range(BOUNDS.start.z, BOUNDS.stop.z)
 VOXEL = (16.0, 16.0, 40.0)
 COARSE_VOXEL = (32.0, 32.0, 40.0)
 
@@ -129,6 +130,7 @@ class World:
         names = (
             *("raw", "image", "labels", "parts", "classes", "mask", "affinities", "ties"),
             *("jolted", "tears", "twofold"),
+            *("bent", "bent_again", "laid", "laid_again"),
         )
         return {name: f"{self.root}/{name}" for name in names}
 
@@ -141,7 +143,7 @@ class World:
     @classmethod
     def of(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, NDArray[Any] | Table],
         folder: Path,
         model: str = "",
         partners: str = "",
@@ -153,8 +155,8 @@ class World:
         return cls(store.root, model, partners)
 
 
-def tissue() -> dict[str, NDArray[Any]]:
-    """Return the layers of the phantom."""
+def tissue() -> dict[str, NDArray[Any] | Table]:
+    """Return the layers of the phantom, and two alignments of nothing in particular."""
     box = (BOUNDS.start.astuple(), BOUNDS.stop.astuple())
     phantom = Phantom(seed=4, voxel_size_nm=VOXEL)
     image, labels = phantom.image(*box), phantom.labels(*box)
@@ -173,10 +175,18 @@ def tissue() -> dict[str, NDArray[Any]]:
         "jolted": alignment.jolted(image),
         "tears": alignment.tears(SHAPE.astuple()),
         "twofold": np.stack([image, image // 2 + 90], axis=-1),
+        "bent": alignment.bent(SHAPE.astuple(), 0.7),
+        "bent_again": alignment.bent(SHAPE.astuple(), 0.5),
+        "laid": alignment.laid(SECTIONS, 1.0),
+        "laid_again": alignment.laid(SECTIONS, 0.6),
     }
 
 
-def _put(store: Store, layer: str, array: NDArray[Any], start: Vec3) -> None:
+def _put(store: Store, layer: str, array: NDArray[Any] | Table, start: Vec3) -> None:
+    if isinstance(array, dict):
+        store.create(layer, RecordsSpec())
+        store.write(Record(layer, "0_0_0_0"), RecordsSpec(), array)
+        return
     spec = VolumeSpec(
         dtype=array.dtype.name,
         channels=array.shape[3] if array.ndim == 4 else 1,
@@ -517,6 +527,11 @@ def _aligning(name: str, **fields: Any) -> Callable[[Vec3, World], list[Entry]]:
     return entries
 
 
+def _joining(n: int) -> Callable[[Vec3, World], list[Entry]]:
+    """Return the first n stages that join two alignments."""
+    return lambda chunk, world: alignment.joining(chunk, BOUNDS, VOXEL)[:n]
+
+
 def _image_quality(chunk: Vec3, world: World) -> list[Entry]:
     return [{"use": "image_quality", "output": "quality", "image": "image"}]
 
@@ -756,6 +771,13 @@ EXAMPLES: dict[str, Example] = {
     "left_out": Example(_aligning("left_out"), _volume_of("left_out")),
     "segmentation_masks": Example(
         _aligning("segmentation_masks"), _volume_of("output_mask")
+    ),
+    "seam_shifts": Example(_joining(1), _volume_of("seam_shifts")),
+    "seam": Example(_joining(2), alignment.seam),
+    "seam_fields": Example(_joining(3), _volume_of("later_field")),
+    "joined": Example(_joining(4), _volume_of("joined_field")),
+    "joined_poses": Example(
+        lambda chunk, world: alignment.joined_poses(chunk), alignment.poses
     ),
 }
 """Examples by name: that of the stage, and what is special about it."""

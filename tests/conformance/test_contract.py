@@ -42,6 +42,7 @@ CHUNK = Vec3(19, 14, 9)
 OWN_SCALE = {
     *("affinities", "flows", "relaxation", "fields", "warp"),
     *("misalignments", "segmentation_masks"),
+    *("seam_shifts", "seam", "seam_fields", "joined"),
 }
 """Stages whose examples have a finest mip, or bounds, of their own."""
 
@@ -280,6 +281,8 @@ def assert_is_there(read, run):
         spec = run.specs[read.layer]
         assert 0 <= read.mip < len(spec.factors)
         assert spec.bounds_at(read.mip).contains(read.box), read
+    elif read.layer in run.recipe.external:
+        assert run.store.read(read)
     else:
         writer = run.recipe.stage(read.layer)
         records = {writer.target(task).key for task in tasks(writer)}
@@ -374,8 +377,9 @@ def test_examples_are_not_vacuous(name, finished_runs):
     """Every example has several chunks, and something in them."""
     run = finished_runs(name)
     stage = run.recipe.stages[-1]
-    # Sections are placed over the whole stack, as one task.
-    assert len(list(stage.grid)) > 4 or stage.name == "section_poses"
+    # Sections are placed over the whole stack, and stacks joined, as one task.
+    at_once = {"section_poses", "joined_poses", "seam"}
+    assert len(list(stage.grid)) > 4 or stage.name in at_once
     assert any(not done.blank and done.objects for done in run.done_records(stage))
 
 

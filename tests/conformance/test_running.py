@@ -13,7 +13,16 @@ from pipeline.runtime.executors import serial
 from pipeline.runtime.run import Run
 from pipeline.specs import AnnotationsSpec, MeshesSpec, SkeletonsSpec, VolumeSpec
 
-from .examples import EXAMPLES, PARTNERS_TOML, SHAPE, World, finished, make_model
+from . import alignment
+from .examples import (
+    EXAMPLES,
+    PARTNERS_TOML,
+    SECTIONS,
+    SHAPE,
+    World,
+    finished,
+    make_model,
+)
 
 CHUNK = Vec3(23, 19, 9)
 
@@ -140,6 +149,9 @@ CHAINS = [
     "warp",
     "warp closed by hand",
     "segmentation_masks",
+    "seam",
+    "seam_fields",
+    "joined",
     "component_graph",
     "component_table",
     "component_extents",
@@ -222,6 +234,11 @@ def test_a_volume_of_nothing_runs_to_the_end(name, tmp_path):
     for layer in ("classes", "mask", "jolted", "tears"):
         blank[layer] = blank["image"]
     blank["twofold"] = np.zeros((*SHAPE, 2), np.uint8)
+    for layer in ("bent", "bent_again"):
+        blank[layer] = np.zeros((*SHAPE, 3), np.float32)
+    nowhere = alignment.laid(SECTIONS, 0.0)
+    for layer in ("laid", "laid_again"):
+        blank[layer] = {**nowhere, "placed": nowhere["placed"] * 0}
     blank["affinities"] = np.zeros((*SHAPE, 3), np.float32)
     blank["ties"] = np.zeros((*SHAPE, 3), np.uint8)
     models = make_model(tmp_path / "tiny"), make_model(tmp_path / "two", PARTNERS_TOML)
