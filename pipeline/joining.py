@@ -56,6 +56,8 @@ class Joint:
         Of overlapping sections; the second goes on beyond the first.
     defect_mip : int
         Mip at which ``loose_defects`` of the second are drawn.
+    loose : str
+        Layer of the second that its image is drawn from.
     closures : bool
         Whether its loose sections were put together by point pairs.
     interpolation : str
@@ -71,6 +73,7 @@ class Joint:
     first: Alignment
     second: Alignment
     defect_mip: int = 0
+    loose: str = "loose"
     closures: bool = False
     interpolation: str = "linear"
     reach_nm: float = 1200.0
@@ -113,13 +116,14 @@ def _joining_stages(joint: Joint) -> tuple[dict[str, str], list[dict[str, Any]]]
     first, second, since = joint.first, joint.second, joint.overlap.start
     has_defects = first.defects is not None and second.defects is not None
     shared = ["image", "field", "section_poses", "input_mask", "output_mask"]
-    own = ["loose", "field", "section_poses"]
+    own = ["field", "section_poses"]
     if has_defects:
         shared, own = [*shared, "defects"], [*own, "loose_defects"]
     if joint.closures:
         own = [*own, "closures"]
     layers = {f"first_{name}": f"{first.root}/{name}" for name in shared}
     layers |= {f"second_{name}": f"{second.root}/{name}" for name in own}
+    layers["second_loose"] = f"{second.root}/{joint.loose}"
 
     poses = {"first": "first_section_poses", "second": "second_section_poses"}
     stages = [

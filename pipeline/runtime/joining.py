@@ -119,6 +119,7 @@ def joint_of(
     one, other = _alignment(first), _alignment(second)
     options: dict[str, Any] = {
         "interpolation": drawn.interpolation,
+        "loose": drawn.image,
         "closures": bool(drawn.closures),
     }
     fields = [s.reach_nm for s in second.recipe.stages if isinstance(s, Fields)]
