@@ -40,17 +40,13 @@ from rich.console import Console
 
 from pipeline.geometry import Bbox
 from pipeline.layers.sources import open_source
-from pipeline.metrics.alignment import AlignedSection, Residuals, residuals
-from pipeline.phantom.loose import Loosening, LooseSection, loosen
+from pipeline.metrics.alignment import Residuals
+from pipeline.phantom.loose import Loosening, loosen
+from pipeline.runtime.alignment_truth import Truth, look_up, scored, shown_by
 from pipeline.runtime.run import Run
 from pipeline.runtime.simulate import simulate_stack
-from pipeline.specs import Record, Region
 
 VOXEL = (6.0, 6.0, 30.0)
-NEAR = 100
-"""Pixels around a defect that are near it."""
-STEP = 4
-"""Every so many pixels are scored."""
 STILL: dict[str, Any] = {
     "shift": 0.0,
     "rotation": 0.0,
@@ -88,14 +84,6 @@ STACKS = {
 # -- what is true ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Loose sections, by number; those that are missing are left out."""
-
-    sections: dict[int, LooseSection]
-    shape: tuple[int, int]
-
-
 def truth_of(stack: Stack, data: str) -> Truth:
     """Make the sections of a stack loose."""
     box = Bbox.parse(stack.bbox)
@@ -108,41 +96,6 @@ def truth_of(stack: Stack, data: str) -> Truth:
         if z not in missing:
             sections[z] = loosen(np.asfortranarray(volume[..., z]), z, settings)
     return Truth(sections, (box.shape.x, box.shape.y))
-
-
-def scored(
-    truth: Truth, points: Mapping[int, tuple[NDArray[Any], NDArray[np.bool_]]]
-) -> Residuals:
-    """Score an alignment: by section, what each pixel shows, and whether it does."""
-    found = {}
-    for z, (whole, reached) in points.items():
-        loose = truth.sections[z]
-        place, shows = whole[::STEP, ::STEP], reached[::STEP, ::STEP]
-        defect = np.logical_or.reduce(list(loose.masks.values()))
-        away = cv2.distanceTransform((~defect).astype(np.uint8), cv2.DIST_L2, 5)
-        inside = ((place >= 0) & (place <= np.array(truth.shape) - 1)).all(axis=-1)
-        there = _look_up(loose.image, place, cv2.INTER_NEAREST) > 0
-        whole_there = _look_up(defect.astype(np.uint8), place, cv2.INTER_NEAREST) == 0
-        near = _look_up(away, place, cv2.INTER_LINEAR) < NEAR
-        found[z] = AlignedSection(
-            tissue=np.stack(
-                [
-                    _look_up(np.ascontiguousarray(loose.tissue[..., i]), place, 1)
-                    for i in (0, 1)
-                ],
-                axis=-1,
-            ),
-            shown=inside & there & whole_there & shows,
-            near_defect=near & bool(defect.any()),
-            available=float((~loose.lost).mean()),
-        )
-    return residuals(found)
-
-
-def _look_up(values: NDArray[Any], points: NDArray[Any], how: int) -> NDArray[Any]:
-    """Interpolate; OpenCV's x is the second axis of an array."""
-    x, y = (np.ascontiguousarray(points[..., i], np.float32) for i in (1, 0))
-    return np.asarray(cv2.remap(values, x, y, how, borderMode=cv2.BORDER_REPLICATE))
 
 
 # -- ours -----------------------------------------------------------------------------
@@ -177,29 +130,6 @@ def ours(
             for name in ("ru_utime", "ru_stime")
         )
         return scored(truth, shown_by(Run.open(root, "align"), truth)), cpu
-
-
-def shown_by(
-    run: Run, truth: Truth
-) -> dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Return what each pixel of an aligned image shows."""
-    stage: Any = run.recipe.stage("image")
-    poses = run.store.read(Record("section_poses", "0_0_0_0"))
-    found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
-    for key in stage.keys(0):
-        task = stage.task(key)
-        read = stage.reads(task)["field"]
-        assert isinstance(read, Region)
-        sections = stage.shown(task, poses, run.store.read(read))
-        for z, (points, reached) in enumerate(sections, task.box.start.z):
-            if points is None or z not in truth.sections:
-                continue
-            whole = found.setdefault(
-                z, (np.zeros((*truth.shape, 2)), np.zeros(truth.shape, bool))
-            )
-            here = task.box.slices(stage.bounds.start)[:2]
-            whole[0][here], whole[1][here] = points, reached
-    return found
 
 
 # -- peers ----------------------------------------------------------------------------
@@ -259,7 +189,7 @@ def flown(
     before: NDArray[np.uint8] | None = None
     found = {}
     for z, place in places.items():
-        image = _look_up(truth.sections[z].image, place, cv2.INTER_LINEAR)
+        image = look_up(truth.sections[z].image, place, cv2.INTER_LINEAR)
         if before is not None:
             step = np.ascontiguousarray(flow.calc(before, image, None)[..., ::-1])
             field = field + _both(step, here + field)
@@ -269,7 +199,7 @@ def flown(
 
 
 def _both(values: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.stack([_look_up(values[..., i].copy(), points, 1) for i in (0, 1)], axis=-1)
+    return np.stack([look_up(values[..., i].copy(), points, 1) for i in (0, 1)], axis=-1)
 
 
 def peers(truth: Truth) -> dict[str, tuple[Residuals, float]]:

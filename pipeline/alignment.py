@@ -21,8 +21,6 @@ _WORK_NM = 12.0
 _ROUGH_PIXELS = 192
 _SEARCH, _NEAR = 20, 8
 """How far patches are looked for, first and when nearly aligned [work pixel]."""
-_PARTIAL = 4.0
-"""How fast patches lose trust that are not whole, when nearly aligned."""
 _MAP_PIXELS = 32
 """Work pixels of a voxel of the maps of misalignment."""
 _NOWHERE = Vec3(0, 0, 0)
@@ -51,6 +49,10 @@ class LooseStack:
         Least probability of a defect.
     defect_source : str
         Location of a mask of defects that is known already; empty for none.
+    defect_mip : int
+        Mip of the sections that the mask has the voxels of; below 0 if it is finer.
+    defect_shift : Vec3 or None
+        Offset of the output at that mip from the mask; that of the sections if None.
     embedding_model : str
         Model of what patches are compared by; empty for local contrast.
     farthest_nm : float
@@ -65,6 +67,13 @@ class LooseStack:
         Values that become 0 and 255, for an image that is not uint8.
     pairs : tuple of PointPair
         By which large cracks are closed before anything is matched.
+    left_out : tuple of int
+        Sections that the masks leave out [voxel].
+    chatter : (float, float, float) or None
+        Orientation [degree] and shortest and longest wavelength [nm] of the bands that are
+        damped in what is matched, see `Chatter`; None for none.
+    chatter_in_image : bool
+        Whether they are damped in the aligned image too.
     """
 
     source: str
@@ -75,6 +84,8 @@ class LooseStack:
     defect_model: str = "defects-cortex"
     defect_threshold: float = 0.5
     defect_source: str = ""
+    defect_mip: int = 0
+    defect_shift: Vec3 | None = None
     embedding_model: str = "embedding-cortex"
     farthest_nm: float = 720.0
     turn_degrees: float = 4.0
@@ -82,6 +93,14 @@ class LooseStack:
     interpolation: str = "linear"
     intensity_range: tuple[float, float] | None = None
     pairs: tuple[PointPair, ...] = ()
+    left_out: tuple[int, ...] = ()
+    chatter: tuple[float, float, float] | None = None
+    chatter_in_image: bool = False
+
+
+def work_mip(voxel_size_nm: VoxelSize) -> int:
+    """Return the mip that patches of sections are matched at."""
+    return max(0, round(math.log2(_WORK_NM / voxel_size_nm[0])))
 
 
 def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
@@ -106,7 +125,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     voxels, and ``defects`` at the scale that patches were matched at.
     """
     size = stack.voxel_size_nm
-    work = _work_mip(size)
+    work = work_mip(size)
     shape = stack.bounds.shape
     rough = max(work, math.floor(math.log2(max(1, min(shape.x, shape.y) / _ROUGH_PIXELS))))
     mips = max(rough, work + 2)
@@ -152,24 +171,14 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "storage_chunk": list(storage),
         },
     ]
+    shown, damped_from = "loose", 0
+    if stack.chatter is not None:
+        shown, damped_from = "damped", 0 if stack.chatter_in_image else work
+        stages += _damped(stack.chatter, *at(damped_from), damped_from, mips)
     has_defects = bool(stack.defect_model or stack.defect_source)
     if stack.defect_source:
         layers["defect_source"] = stack.defect_source
-        # Whatever is marked becomes 255, so that no average over pixels loses it.
-        marked = {
-            "use": "ingest",
-            "source": "defect_source",
-            "output": "loose_defects",
-            "intensity_range": [0.0, 1.0],
-        }
-        stages += [
-            {**stages[0], **marked},
-            {
-                **stages[1],
-                "layer": "loose_defects",
-                "output": "loose_defects/pyramid",
-            },
-        ]
+        stages += _known_defects(stack, stages, work)
     elif stack.defect_model:
         stages.append(
             {
@@ -195,8 +204,8 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             },
             {
                 "use": "warp",
-                "image": "loose",
-                "mip": rough,
+                "image": shown,
+                "mip": rough - damped_from,
                 **closures,
                 "voxel_size_nm": coarse_size,
                 "output": "closed",
@@ -206,8 +215,8 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     stages += [
         {
             "use": "section_matches",
-            "image": "closed" if stack.pairs else "loose",
-            "mip": 0 if stack.pairs else rough,
+            "image": "closed" if stack.pairs else shown,
+            "mip": 0 if stack.pairs else rough - damped_from,
             "voxel_size_nm": coarse_size,
             "distance": stack.distance,
             "turn_degrees": stack.turn_degrees,
@@ -237,13 +246,13 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
         }
 
     def defects_through(field: str, output: str) -> dict[str, Any]:
-        mip = work if stack.defect_source else 0
+        mip = work - stack.defect_mip if stack.defect_source else 0
         mask = {"image": "loose_defects", "mip": mip, "interpolation": "nearest"}
         return {**seen_through(field, output), **mask}
 
     def drawn(field: str, name: str) -> list[dict[str, Any]]:
         """Draw sections, and what is compared of them, as far as they are aligned."""
-        found = [{**seen_through(field, name), "image": "loose", "mip": work}]
+        found = [{**seen_through(field, name), "image": shown, "mip": work - damped_from}]
         if has_defects:
             found.append(defects_through(field, f"{name}_defects"))
         if stack.embedding_model:
@@ -270,8 +279,6 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 **embedding,
                 "step": step,
                 "search": search,
-                # At first, what little there is beside a tear is needed to close it.
-                **({"partial": _PARTIAL} if first else {}),
                 "distance": stack.distance,
                 "voxel_size_nm": work_size,
                 "output": f"{before}flows",
@@ -305,7 +312,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     stages += [
         {
             "use": "warp",
-            "image": "loose",
+            "image": shown if stack.chatter_in_image else "loose",
             **poses,
             "field": "field",
             "field_voxel_nm": field_size,
@@ -326,12 +333,67 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
     return layers, stages
 
 
+def _damped(
+    chatter: tuple[float, float, float], box: Bbox, size: list[float], mip: int, mips: int
+) -> list[dict[str, Any]]:
+    """Return what damps bands in the sections at a mip, and makes the mips above."""
+    orientation, shortest, longest = chatter
+    damped = {
+        "use": "chatter",
+        "image": "loose",
+        "mip": mip,
+        "orientation_degrees": orientation,
+        "shortest_nm": shortest,
+        "longest_nm": longest,
+        "voxel_size_nm": size,
+        "output": "damped",
+        **_cut(box),
+    }
+    pyramid = {
+        "use": "downsample",
+        "layer": "damped",
+        "output": "damped/pyramid",
+        "mips": mips - mip,
+        **_cut(box),
+    }
+    return [damped, pyramid]
+
+
+def _known_defects(
+    stack: LooseStack, image: list[dict[str, Any]], work: int
+) -> list[dict[str, Any]]:
+    """Return what copies a mask of defects, as far as the mip that patches are matched at.
+
+    Takes the stages that copy the sections and make their pyramid.
+    """
+    mip = stack.defect_mip
+    # Whatever is marked becomes 255, so that no average over pixels loses it.
+    copied, pyramid = (
+        {
+            **image[0],
+            "source": "defect_source",
+            "output": "loose_defects",
+            "intensity_range": [0.0, 1.0],
+        },
+        {**image[1], "layer": "loose_defects", "output": "loose_defects/pyramid"},
+    )
+    if stack.defect_shift is not None:
+        copied["shift"] = list(stack.defect_shift)
+    if mip:
+        factor = Vec3(2 ** abs(mip), 2 ** abs(mip), 1)
+        box = stack.bounds.coarser(factor) if mip > 0 else stack.bounds.finer(factor)
+        x, y, z = stack.voxel_size_nm
+        copied |= {"voxel_size_nm": [x * 2.0**mip, y * 2.0**mip, z], **_cut(box)}
+        pyramid |= {"mips": work - mip, **_cut(box)}
+    return [copied, pyramid] if work > mip or not mip else [copied]
+
+
 def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]:
     """Return maps of misalignment at two resolutions, and the two masks.
 
     They are made of the layer ``image`` and of ``defects``, where these are known.
     """
-    work = _work_mip(stack.voxel_size_nm)
+    work = work_mip(stack.voxel_size_nm)
     x, y, z = stack.voxel_size_nm
     wide = 2**work * _MAP_PIXELS
     defects = {"defects": "defects", "defect_block": 2**work} if has_defects else {}
@@ -351,6 +413,19 @@ def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]
                 **_cut(maps),
             }
         )
+    if stack.left_out:
+        stages.append(
+            {
+                "use": "left_out",
+                "image": "image",
+                "mip": work,
+                **({"defects": "defects"} if has_defects else {}),
+                "sections": list(stack.left_out),
+                "output": "left_out",
+                **_cut(stack.bounds.coarser(Vec3(2**work, 2**work, 1))),
+            }
+        )
+        defects = {"defects": "left_out", "defect_block": 2**work}
     stages += [
         {
             "use": "segmentation_masks",
@@ -366,11 +441,6 @@ def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]
         for kind in ("input", "output")
     ]
     return stages
-
-
-def _work_mip(size: VoxelSize) -> int:
-    """Return the mip that sections are matched at."""
-    return max(0, round(math.log2(_WORK_NM / size[0])))
 
 
 def _cut(box: Bbox, extent: int = _CHUNK, z: int = 1) -> dict[str, Any]:

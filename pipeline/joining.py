@@ -60,6 +60,8 @@ class Joint:
         Layer of the second that its image is drawn from.
     closures : bool
         Whether its loose sections were put together by point pairs.
+    left_out : tuple of int
+        Sections that the masks of either leave out.
     interpolation : str
         By which its image is drawn.
     reach_nm : float
@@ -75,6 +77,7 @@ class Joint:
     defect_mip: int = 0
     loose: str = "loose"
     closures: bool = False
+    left_out: tuple[int, ...] = ()
     interpolation: str = "linear"
     reach_nm: float = 1200.0
     limit_nm: float = 60.0
@@ -260,7 +263,12 @@ def _masks(joint: Joint, *, has_defects: bool) -> list[dict[str, Any]]:
     """Return maps of misalignment and masks from the overlap on, and the joined masks."""
     image, bounds = joint.first.image, joint.bounds
     seen = max(bounds.start.z, joint.overlap.start - _SEEN)
-    stack = LooseStack("", _since(bounds, seen), image.voxel_size_nm)
+    stack = LooseStack(
+        source="",
+        bounds=_since(bounds, seen),
+        voxel_size_nm=image.voxel_size_nm,
+        left_out=tuple(z for z in joint.left_out if z >= seen),
+    )
     stages = mask_stages(stack, has_defects=has_defects)
     for entry in stages:
         if entry["use"] == "segmentation_masks":

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.opening import absolute, open_input, placement
+from pipeline.cli.opening import absolute, mask_placement, open_input, placement
 from pipeline.cli.options import BboxOption, Json, Quiet, Root, VoxelSizeOption, Workers
 from pipeline.cli.runs import report, run_recipe
-from pipeline.cli.text import number_range, print_json, print_table
+from pipeline.cli.text import floats, ints, number_range, print_json, print_table
 from pipeline.errors import RecipeError
 from pipeline.geometry import Bbox, Vec3
 from pipeline.specs import VolumeSpec, VoxelSize
+
+_WARNINGS = 40
+"""Warnings that are printed; alignment.json has all of them."""
 
 
 @app.command()
@@ -59,6 +62,19 @@ def align(
     intensity_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH: values that become 0 and 255.")
     ] = None,
+    chatter: Annotated[
+        str | None,
+        typer.Option(
+            help="ANGLE,SHORT,LONG: damp bands at this angle from x to y, so many nm apart."
+        ),
+    ] = None,
+    chatter_image: Annotated[
+        bool, typer.Option("--chatter-image", help="Damp them in the aligned image too.")
+    ] = False,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(help="Sections that the masks are to leave out, 3,17,18."),
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option(help="Root of an alignment that these sections go on from."),
@@ -74,22 +90,30 @@ def align(
 ) -> None:
     """Align loose sections, across cracks and folds, and make the masks that go with it.
 
-    Writes the layers image, defects, input_mask and output_mask, and alignment.png.
+    Writes the layers image, defects, input_mask and output_mask, alignment.png and .json,
+    and matches.png where sections did not match.
 
     With --after, sections that have been added to a source are aligned, with the last of
     those that were there, in the folder appended of the root; and then joined (em join).
 
     Example: em align sections/ --voxel-size 8,8,40 --root out
     """
-    from pipeline.alignment import LooseStack, alignment_recipe
+    if chatter_image and chatter is None:
+        raise RecipeError("--chatter-image", ["needs the bands; give --chatter too"])
+    from pipeline.alignment import LooseStack, alignment_recipe, work_mip
     from pipeline.point_pairs import read_point_pairs
     from pipeline.recipe import Recipe
-    from pipeline.runtime.alignment_report import alignment_report
+    from pipeline.runtime.alignment_report import alignment_report, complaints
+    from pipeline.runtime.match_pictures import doubtful_pairs, draw_pairs
 
     with open_input(source) as opened:
         size, bounds, moved = placement(opened, voxel_size, offset, bbox)
         natural = opened.natural_chunk
         whole = opened.bounds
+        mask_mip, mask_shift = 0, moved
+        if defects is not None:
+            with open_input(defects) as mask:
+                mask_mip, mask_shift = mask_placement(mask, opened, moved, work_mip(size))
     how: dict[str, Any] = {
         "workers": workers,
         "replace": replace,
@@ -117,12 +141,17 @@ def align(
         defect_threshold=defect_threshold,
         embedding_model=embedding_model,
         defect_source="" if defects is None else absolute(defects),
+        defect_mip=mask_mip,
+        defect_shift=mask_shift,
         farthest_nm=shift,
         turn_degrees=turn,
         distance=distance,
         interpolation=interpolation,
         intensity_range=number_range(intensity_range),
         pairs=pairs,
+        chatter=None if chatter is None else _bands(chatter),
+        chatter_in_image=chatter_image,
+        left_out=() if leave_out is None else tuple(sorted(set(ints(leave_out)))),
     )
     recipe = Recipe.parse(alignment_recipe(name, stack), source=f"alignment of {source}")
     run, rows = run_recipe(
@@ -132,12 +161,26 @@ def align(
         picture = Path(folder) / "alignment.png"
         sections = alignment_report(run, picture)
         run.store.put_bytes(picture.name, picture.read_bytes())
+        doubtful = doubtful_pairs(run)
+        failures = Path(folder) / "matches.png"
+        run.store.delete_document(failures.name)
+        if doubtful:
+            draw_pairs(run, doubtful, {s.z: s.name for s in sections}, failures)
+            run.store.put_bytes(failures.name, failures.read_bytes())
     document = [s.to_json() for s in sections]
-    run.store.put_json("alignment.json", {"sections": document})
+    warnings = complaints(sections)
+    if doubtful:
+        looked_at = f"{run.store.root}/{failures.name}".removeprefix("file://")
+        warnings.append(
+            f"{len(doubtful)} pairs of sections did not match, or contradict the rest; "
+            f"look at {looked_at}"
+        )
+    said = {"sections": document, "warnings": warnings}
+    run.store.put_json("alignment.json", said)
     where = f"{run.store.root}/alignment.png".removeprefix("file://")
     if as_json:
         if after is None:
-            print_json({"run": name, "root": run.store.root, "sections": document})
+            print_json({"run": name, "root": run.store.root, **said})
         else:
             _join(after, root, whole_root, **how)
         return
@@ -153,6 +196,9 @@ def align(
             "after",
             "slips",
             "steps",
+            "focus",
+            "contrast",
+            "defects",
         ],
         [
             [
@@ -166,17 +212,18 @@ def align(
                 f"{s.after:.2f}",
                 s.slips,
                 s.steps,
+                f"{s.focus:.2f}",
+                f"{s.contrast:.2f}",
+                f"{s.defects:.0%}" if s.defects >= 0 else "-",
             ]
             for s in sections
         ],
     )
-    for s in sections:
-        if s.state in ("mirrored", "matches nothing"):
-            typer.echo(
-                f"em: section {s.z} {s.state}; it is left blank, and bridged by the "
-                "sections around it; look at the source",
-                err=True,
-            )
+    for line in warnings[:_WARNINGS]:
+        typer.echo(f"em: {line}", err=True)
+    if len(warnings) > _WARNINGS:
+        more = len(warnings) - _WARNINGS
+        typer.echo(f"em: {more} more of these, in alignment.json", err=True)
     report(run, rows, as_json=False, sheet=where)
     if after is not None:
         _join(after, root, whole_root, **how)
@@ -309,3 +356,9 @@ def _join(
                 err=True,
             )
     report(run, rows, as_json=False)
+
+
+def _bands(text: str) -> tuple[float, float, float]:
+    """Read the orientation and the wavelengths of bands."""
+    orientation, shortest, longest = floats(text, 3, "--chatter")
+    return orientation, shortest, longest

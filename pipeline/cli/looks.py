@@ -13,19 +13,19 @@ from pipeline.cli.app import app
 from pipeline.cli.opening import open_runs
 from pipeline.cli.options import Json, Root, RunName
 from pipeline.cli.scoring import (
+    print_alignment_scores,
     print_scores,
     print_synapse_scores,
+    score_alignment,
     score_run,
     score_synapses,
 )
 from pipeline.cli.text import ints, print_json, print_table, steps_between
-from pipeline.errors import (
-    RootError,
-)
+from pipeline.errors import RecipeError, RootError
 from pipeline.geometry import Bbox
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.stages.base import Stage
 
 
 @app.command("eval")
@@ -37,6 +37,13 @@ def evaluate(
         typer.Option(
             help="CSV of true synapses: x, y, z [nm], and pre, post of the truth."
         ),
+    ] = None,
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="How well sections are aligned.")
+    ] = False,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="With --alignment: the file of em simulate that was aligned."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="How far a cleft may be from a true one [nm].")
@@ -51,17 +58,28 @@ def evaluate(
 ) -> None:
     """Score runs against the truth: segmentations, which writes scores.json, and synapses.
 
+    With --alignment, score how sections are aligned, with a truth or without, and write
+    alignment_scores.json, alignment_eval.html and its pictures.
+
     Example: em eval --root out --synapses true.csv
     """
     from pipeline.stages.overlaps import Overlaps
+    from pipeline.stages.sections import SectionPoses
     from pipeline.stages.synapses import Connectome
 
-    kind = Overlaps if synapses is None else Connectome
+    if alignment and synapses is not None:
+        raise RecipeError("--alignment", ["is not of synapses; score them one by one"])
+    if truth is not None and not alignment:
+        raise RecipeError("--truth", ["is of an alignment; give --alignment too"])
+    kind: type[Stage] = Overlaps if synapses is None else Connectome
+    kind = SectionPoses if alignment else kind
     runs = [
         opened
         for opened in open_runs(root, recipe)
         if any(isinstance(s, kind) for s in opened.recipe.stages)
     ]
+    if not runs and alignment:
+        raise RootError(f"no run in {root} aligns sections; see em align")
     if not runs:
         raise RootError(
             f"no run in {root} compares with a truth; add a stage overlaps, or give "
@@ -70,6 +88,13 @@ def evaluate(
             else f"no run in {root} has a connectome; see dags/recipes/connectome.toml"
         )
     for opened in runs:
+        if alignment:
+            found = score_alignment(opened, truth)
+            if as_json:
+                print_json(found)
+            else:
+                print_alignment_scores(found, opened.store.root)
+            continue
         if synapses is not None:
             box = None if within is None else Bbox.parse(within)
             found = score_synapses(opened, synapses, tolerance, box)

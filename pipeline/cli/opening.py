@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from pipeline.cli.text import floats, vector
 from pipeline.errors import (
     RecipeError,
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.runtime.run import Run
     from pipeline.stages.base import Stage
+
+_REMARKS = 40
+"""Remarks on a source that are printed."""
+_FARTHEST_MIP = 8
+"""Mips, coarser or finer, that the voxels of a mask are looked for at."""
 
 
 def require_tasks(recipe: Recipe, stage: Stage, keys: list[ChunkKey]) -> None:
@@ -51,10 +58,15 @@ def program() -> str:
 
 
 def open_input(source: str) -> Source:
-    """Open a source: a file, a folder of sections, a layer."""
+    """Open a source, a file, a folder of sections or a layer, and say what is odd in it."""
     from pipeline.layers.sources import open_source
 
-    return open_source(source)
+    opened = open_source(source)
+    for remark in opened.remarks[:_REMARKS]:
+        typer.echo(f"em: {remark}", err=True)
+    if len(opened.remarks) > _REMARKS:
+        typer.echo(f"em: {source}: {len(opened.remarks) - _REMARKS} more", err=True)
+    return opened
 
 
 def placement(
@@ -87,6 +99,79 @@ def placement(
             )
         bounds = wanted
     return size, bounds, shift
+
+
+def mask_placement(
+    mask: Source, image: Source, shift: Vec3, coarsest: int
+) -> tuple[int, Vec3]:
+    """Return the mip of an image that a mask has the voxels of, and its own shift.
+
+    Parameters
+    ----------
+    mask, image : Source
+        Corner lies on corner.
+    shift : Vec3
+        Offset of the output from the image [voxel].
+    coarsest : int
+        Greatest mip that can be used.
+
+    Raises
+    ------
+    RecipeError
+        If the mask covers something else.
+    """
+    across = image.shape
+    fits = [
+        mip
+        for mip in (0, *range(1, _FARTHEST_MIP), *range(-1, -_FARTHEST_MIP, -1))
+        if mask.shape == _at_mip(across, mip)
+    ]
+    if not fits:
+        raise RecipeError(
+            mask.location,
+            [
+                f"mask is {mask.shape} and {image.location} is {across}; give one of as "
+                "many sections, with the pixels of the image or of one of its mips "
+                f"({_at_mip(across, 1)}, {_at_mip(across, 2)}, ...)"
+            ],
+        )
+    mip = fits[0]
+    if mip > coarsest:
+        raise RecipeError(
+            mask.location,
+            [
+                f"mask has the voxels of mip {mip} ({mask.shape}), and sections are "
+                f"matched at mip {coarsest}; give it at that mip ("
+                f"{_at_mip(across, coarsest)}) or a finer one"
+            ],
+        )
+    place = _corner_at_mip(image.bounds.start, mip)
+    stated = (mask.voxel_offset, image.voxel_offset)
+    if None not in stated and mask.bounds.start != place:
+        raise RecipeError(
+            mask.location,
+            [
+                f"mask begins at {mask.bounds.start} and the image at {place} in voxels "
+                f"of mip {mip}; give a mask of the same place"
+            ],
+        )
+    if mip:
+        typer.echo(
+            f"em: {mask.location} has the voxels of mip {mip} of the sections "
+            f"({mask.shape} to {across}), and is read as such",
+            err=True,
+        )
+    return mip, _corner_at_mip(image.bounds.start + shift, mip) - mask.bounds.start
+
+
+def _at_mip(shape: Vec3, mip: int) -> Vec3:
+    factor = Vec3(2 ** abs(mip), 2 ** abs(mip), 1)
+    return shape.ceil_div(factor) if mip >= 0 else shape * factor
+
+
+def _corner_at_mip(corner: Vec3, mip: int) -> Vec3:
+    factor = Vec3(2 ** abs(mip), 2 ** abs(mip), 1)
+    return corner // factor if mip >= 0 else corner * factor
 
 
 def absolute(location: str) -> str:

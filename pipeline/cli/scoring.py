@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,3 +77,66 @@ def print_synapse_scores(scores: dict[str, Any]) -> None:
             f"partners: both right and in order of {p['right']} of {p['found']} found "
             f"({p['accuracy']:.3f})"
         )
+
+
+def score_alignment(run: Run, truth: Path | None) -> dict[str, Any]:
+    """Score an alignment, keep scores and pictures in its root, and return the scores."""
+    from pipeline.runtime.evaluate_alignment import (
+        draw_scores,
+        draw_worst,
+        evaluate_alignment,
+        page,
+    )
+
+    found = evaluate_alignment(run)
+    told: dict[str, Any] = {"run": run.recipe.name, **found.to_json()}
+    if truth is not None:
+        from pipeline.runtime.alignment_truth import residuals_of
+
+        told["truth"] = {
+            name: None if math.isnan(value) else round(value, 4)
+            for name, value in residuals_of(run, truth).items()
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [Path(folder) / "alignment_eval.png"]
+        draw_scores(found, pictures[0])
+        if found.worst:
+            pictures.append(Path(folder) / "alignment_worst.png")
+            draw_worst(run, found.worst, pictures[1])
+        for picture in pictures:
+            run.store.put_bytes(picture.name, picture.read_bytes())
+    run.store.put_text("alignment_eval.html", page(run, found, [p.name for p in pictures]))
+    run.store.put_json("alignment_scores.json", told)
+    return told
+
+
+def print_alignment_scores(scores: dict[str, Any], root: str) -> None:
+    """Print the scores of an alignment."""
+
+    def said(name: str, digits: int = 2) -> str:
+        value = scores[name]
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    states = Counter(s["state"] for s in scores["sections"])
+    typer.echo(f"sections: {', '.join(f'{n} {state}' for state, n in states.items())}")
+    typer.echo(
+        f"correlation with the section before: {said('correlation_before')} loose, "
+        f"{said('correlation_after')} aligned; of patches {said('patch_correlation')}, and "
+        f"{said('best_patch_correlation')} where each is moved to be most alike"
+    )
+    typer.echo(
+        f"patches lie {said('residual_nm', 0)} nm from there (median); drift from first "
+        f"to last {said('drift_nm', 0)} nm; {said('misaligned_share', 3)} of blocks slip "
+        "or step"
+    )
+    if "truth" in scores:
+        t = {k: "-" if v is None else f"{v:.2f}" for k, v in scores["truth"].items()}
+        typer.echo(
+            f"by the truth [pixel]: neighbours {t['neighbours']} (p95 {t['p95']}, p99 "
+            f"{t['p99']}), five apart {t['five_apart']}, first to last {t['drift']}; off "
+            f"by more than 3: {t['near_defects']} near defects, {t['elsewhere']} "
+            f"elsewhere; coverage {t['coverage']}"
+        )
+    for warning in scores["warnings"]:
+        typer.echo(f"em: {warning}", err=True)
+    typer.echo(f"pictures: {root}/alignment_eval.html".replace("file://", ""))

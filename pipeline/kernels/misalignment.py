@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 DEFECTS: Mapping[str, int] = {"fold": 1, "crack": 2, "resin": 4}
 """Bits of a mask of defects."""
+LEFT_OUT = 8
+"""Bit of a section that is left out, beside those."""
 SLIP, STEP = 1, 2
 """Bits of a map of misalignments."""
 

@@ -18,6 +18,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 _APART = 5
 """Where another peak is another answer [pixel]."""
 _LEAST_OVERLAP = 0.35
+_LEAST_MASS = 0.15
 _LEAST_PEAK = 0.05
 _BATCH = 64
 _WITH_CHANNELS = 4
@@ -67,6 +68,7 @@ class Patches:
     values: NDArray[np.complex64]
     weight: NDArray[np.complex64]
     power: NDArray[np.complex64]
+    is_enough: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,14 @@ def patches_of(
         seen[i] &= _hanging_together(~tears[i], half)
     window = grid.window
     weight = window * seen
+    total = float(window.sum())
     return Patches(
         grid,
         size,
         np.conj(_forward(cut * weight[..., None], size)),
         np.conj(_forward(weight, size)),
         np.conj(_forward((cut * cut).sum(axis=-1) * weight, size)),
+        np.asarray(weight.sum(axis=(1, 2)) / total > _LEAST_MASS),
     )
 
 
@@ -136,7 +140,7 @@ def windows_of(
 
 
 def match_patches(
-    patches: Patches, windows: Windows, *, partial: float = 0.0
+    patches: Patches, windows: Windows
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Find the shift of every patch.
 
@@ -144,28 +148,25 @@ def match_patches(
     ----------
     patches, windows
         Around the same points of two sections.
-    partial : float
-        Power of the share of a patch that both sections show, by which it loses trust.
 
     Returns
     -------
     shift : float32 array, (n, 2)
         Along x and y, in steps of 1/64 [pixel].
     trust : float32 array, (n,)
-        How far the peak stands above the next, times that power, 0 to 1; 0 where nothing
-        was found.
+        How far the peak stands above the next, 0 to 1; 0 where nothing was found.
     """
-    n = len(patches.values)
+    n = len(patches.is_enough)
     shift = np.zeros((n, 2), np.float32)
     trust = np.zeros(n, np.float32)
     for first in range(0, n, _BATCH):
         part = slice(first, min(first + _BATCH, n))
-        shift[part], trust[part] = _match(patches, windows, part, partial)
+        shift[part], trust[part] = _match(patches, windows, part)
     return shift, trust
 
 
 def _match(
-    patches: Patches, windows: Windows, part: slice, partial: float
+    patches: Patches, windows: Windows, part: slice
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     grid = patches.grid
     reach, count = grid.search, 2 * grid.search + 1
@@ -201,9 +202,8 @@ def _match(
         ]
     )
     found = np.column_stack([x, y]) - reach + np.where(inner[:, None], fine, 0.0)
-    good = inner & (peak > _LEAST_PEAK)
+    good = inner & (peak > _LEAST_PEAK) & patches.is_enough[part]
     trust = np.where(good, np.clip(peak - np.maximum(second, 0.0), 0, 1), 0.0)
-    trust = trust * np.minimum(overlap[every, x, y], 1.0) ** partial
     told = np.rint(found * _STEPS) / _STEPS
     return (
         np.where(trust[:, None] > 0, told, 0.0).astype(np.float32),

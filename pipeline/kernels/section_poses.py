@@ -56,8 +56,9 @@ class SectionPoses:
         [radian]
     shift : float64 array, (section, 2)
         [nm]
-    placed : bool array, (section,)
-        Whether pairs tie it to the greatest group of sections; others keep 0.
+    group : int64 array, (section,)
+        Which sections are tied to one another by pairs: 0 is the greatest group. Mean turn
+        and shift of each group are 0. -1 where nothing ties a section to any other.
     weight : float64 array, (pair,)
         What is left of the weight of each pair, 0 to 1; near 0 is an outlier.
     misfit_nm : float64 array, (pair,)
@@ -66,9 +67,14 @@ class SectionPoses:
 
     angle: NDArray[np.float64]
     shift: NDArray[np.float64]
-    placed: NDArray[np.bool_]
+    group: NDArray[np.int64]
     weight: NDArray[np.float64]
     misfit_nm: NDArray[np.float64]
+
+    @property
+    def placed(self) -> NDArray[np.bool_]:
+        """Whether a section is tied to any other; the rest keep 0."""
+        return np.asarray(self.group >= 0)
 
 
 def solve_poses(sections: int, pairs: Sequence[Pair], *, scale_nm: float) -> SectionPoses:
@@ -86,13 +92,13 @@ def solve_poses(sections: int, pairs: Sequence[Pair], *, scale_nm: float) -> Sec
     Returns
     -------
     SectionPoses
-        Mean turn and shift of the placed are 0.
+        Groups that nothing ties to one another lie about one middle.
     """
     good = [p for p in pairs if p.significance > 0]
     used = np.array([p.significance > 0 for p in pairs], bool)
     ends = np.array([(p.section, p.other) for p in good], np.int64).reshape(-1, 2)
-    placed = _largest_group(sections, ends)
-    inside = placed[ends[:, 0]] if len(ends) else np.zeros(0, bool)
+    group = _groups(sections, ends)
+    inside = group[ends[:, 0]] >= 0 if len(ends) else np.zeros(0, bool)
     trust = np.array(
         [
             (min(p.significance, _MOST_TRUSTED) / _MOST_TRUSTED) ** 2
@@ -101,7 +107,7 @@ def solve_poses(sections: int, pairs: Sequence[Pair], *, scale_nm: float) -> Sec
         ]
     )
     trust = np.where(inside, trust, 0.0)
-    graph = _Graph(sections, ends, placed)
+    graph = _Graph(sections, ends, group)
 
     turns = np.array([[p.angle] for p in good]).reshape(-1, 1)
     left, weight = trust, np.ones(len(good))
@@ -125,14 +131,14 @@ def solve_poses(sections: int, pairs: Sequence[Pair], *, scale_nm: float) -> Sec
         left = trust * kept
     all_weights, all_misfits = np.zeros(len(pairs)), np.full(len(pairs), np.nan)
     all_weights[used], all_misfits[used] = np.where(inside, kept, 0.0), misfit
-    return SectionPoses(angle, shift, placed, all_weights, all_misfits)
+    return SectionPoses(angle, shift, group, all_weights, all_misfits)
 
 
 class _Graph:
     """Sections as nodes, pairs as edges from the section to the other."""
 
     def __init__(
-        self, sections: int, ends: NDArray[np.int64], placed: NDArray[np.bool_]
+        self, sections: int, ends: NDArray[np.int64], group: NDArray[np.int64]
     ) -> None:
         n = len(ends)
         rows = np.repeat(np.arange(n), 2)
@@ -140,7 +146,7 @@ class _Graph:
         self._edges = csc_array(
             coo_array((values, (rows, ends.ravel())), shape=(n, sections))
         )
-        self._placed = placed
+        self._group = group
 
     def differences(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(self._edges @ values)
@@ -148,22 +154,28 @@ class _Graph:
     def solve(
         self, wanted: NDArray[np.float64], weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return the values of nodes whose differences are as wanted; their mean is 0."""
+        """Return the values of nodes whose differences are as wanted; means are 0."""
         sections = self._edges.shape[1]
         weighted = diags_array(weight) @ self._edges
         matrix = csc_array(
             self._edges.T @ weighted + diags_array(np.full(sections, _GAUGE))
         )
         found = np.asarray(spsolve(matrix, weighted.T @ wanted)).reshape(sections, -1)
-        if self._placed.any():
-            found = found - found[self._placed].mean(axis=0)
-        return np.where(self._placed[:, None], found, 0.0)
+        for group in range(self._group.max() + 1):
+            mine = self._group == group
+            found[mine] = found[mine] - found[mine].mean(axis=0)
+        return np.where(self._group[:, None] >= 0, found, 0.0)
 
 
-def _largest_group(sections: int, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _groups(sections: int, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of the group of each section, see `SectionPoses.group`."""
     ones = np.ones(len(ends))
     graph = coo_array((ones, (ends[:, 0], ends[:, 1])), shape=(sections, sections))
-    _, group = connected_components(graph, directed=False)
-    largest = np.bincount(group).argmax()
+    _, found = connected_components(graph, directed=False)
+    sizes = np.bincount(found)
+    order = np.argsort(-sizes, kind="stable")
     # One section alone is not placed by anything, but for a stack of one.
-    return np.asarray((group == largest) & ((group == largest).sum() > (sections > 1)))
+    number = np.where(sizes[order] > (sections > 1), np.arange(len(order)), -1)
+    result = np.empty(len(order), np.int64)
+    result[order] = number
+    return np.asarray(result[found])

@@ -3,6 +3,7 @@
 from pipeline.stages.affinities import Affinities
 from pipeline.stages.agglomeration import Agglomeration, SegmentTable
 from pipeline.stages.base import Stage
+from pipeline.stages.chatter import Chatter
 from pipeline.stages.closures import Closures
 from pipeline.stages.components import (
     ComponentExtents,
@@ -17,6 +18,7 @@ from pipeline.stages.embeddings import Embeddings
 from pipeline.stages.flows import Fields, Flows, Relaxation
 from pipeline.stages.image_quality import ImageQuality
 from pipeline.stages.ingest import Ingest
+from pipeline.stages.left_out import LeftOut
 from pipeline.stages.masks import Masks
 from pipeline.stages.meshes import MeshFragments, SurfaceMeshes
 from pipeline.stages.misalignment import Misalignments, SegmentationMasks
@@ -42,6 +44,7 @@ STAGES: dict[str, type[Stage]] = {
     "ingest": Ingest,
     "defects": Defects,
     "closures": Closures,
+    "chatter": Chatter,
     "section_matches": SectionMatches,
     "section_poses": SectionPoses,
     "embeddings": Embeddings,
@@ -50,6 +53,7 @@ STAGES: dict[str, type[Stage]] = {
     "fields": Fields,
     "warp": Warp,
     "misalignments": Misalignments,
+    "left_out": LeftOut,
     "segmentation_masks": SegmentationMasks,
     "seam_shifts": SeamShifts,
     "seam": Seam,

@@ -51,10 +51,6 @@ class Flows(VolumeStage):
         Greatest shift along either axis [pixel].
     distance : int
         To how many sections before and after.
-    partial : float
-        Power of the share of a patch that both sections show, by which it loses trust: what
-        little is left of one at a border or a tear matches well in many places. It is
-        welcome all the same where it is the only one to follow a tear.
     contrast : (float, float)
         Sizes between which details are compared: the two deviations of `local_contrast`
         [pixel].
@@ -71,7 +67,6 @@ class Flows(VolumeStage):
     patch: int = Field(default=64, ge=8)
     search: int = Field(default=20, ge=2)
     distance: int = Field(default=3, ge=1, le=8)
-    partial: float = Field(default=0.0, ge=0)
     contrast: tuple[float, float] = (1.0, 8.0)
     voxel_size_nm: tuple[float, float, float]
 
@@ -159,7 +154,7 @@ class Flows(VolumeStage):
                     windows[other] = windows_of(
                         padded[other], shown[other] & ~near, middles, grid
                     )
-                shift, trust = match_patches(patches, windows[other], partial=self.partial)
+                shift, trust = match_patches(patches, windows[other])
                 first = _PER_NEIGHBOUR * place
                 out = result[:, :, z - task.box.start.z, first : first + _PER_NEIGHBOUR]
                 for axis in range(2):

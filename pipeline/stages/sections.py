@@ -177,7 +177,8 @@ class SectionPoses(ChunkStage):
     """Turn and shift of every section, solved for over the whole stack.
 
     One task, one record. By section: `z`, `angle` [radian], `x` and `y` [nm], `placed` (0
-    where nothing ties a section to the others), `mirrored` (1 where it matches others as
+    where nothing ties a section to any other), `group` (0 for the greatest of those that
+    pairs tie together, -1 if not placed), `mirrored` (1 where it matches others as
     its mirror image alone). The point p of a section [nm] belongs at ``turn (p - c) + c +
     (x, y)`` with c in `middle`. By pair: `section`, `other`, `weight` (near 0 is an
     outlier) and `misfit_nm`.
@@ -245,6 +246,7 @@ class SectionPoses(ChunkStage):
             "x": poses.shift[:, 0],
             "y": poses.shift[:, 1],
             "placed": poses.placed.astype(np.uint8),
+            "group": poses.group,
             "mirrored": (mirrored & ~upright).astype(np.uint8),
             "middle": np.array(middle[:2]),
             "section": np.array([p.section + first for p in pairs], np.int64),

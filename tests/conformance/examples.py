@@ -767,6 +767,8 @@ EXAMPLES: dict[str, Example] = {
     "closures": Example(_aligning("closures"), alignment.corners),
     "warp closed by hand": Example(_aligning("closed"), _volume_of("closed")),
     "misalignments": Example(_aligning("misalignments"), _volume_of("misalignments")),
+    "chatter": Example(_aligning("chatter"), _volume_of("damped")),
+    "left_out": Example(_aligning("left_out"), _volume_of("left_out")),
     "segmentation_masks": Example(
         _aligning("segmentation_masks"), _volume_of("output_mask")
     ),

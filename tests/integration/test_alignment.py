@@ -89,4 +89,54 @@ def test_a_second_run_writes_nothing(aligned, loose, monkeypatch, capsys):
         main()
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.name for p in before if before[p] != after[p]}
-    assert changed <= {"alignment.png", "alignment.json"}
+    assert changed <= {"alignment.png", "alignment.json", "matches.png"}
+
+
+def evaluated(root, *words):
+    command = ["em", "eval", "--alignment", "--root", str(root), *map(str, words)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code
+
+
+def test_it_is_scored_without_a_truth_and_by_one(aligned, loose, capsys):
+    assert evaluated(aligned, "--truth", loose) == 0
+    said = capsys.readouterr().out
+    scores = json.loads((aligned / "alignment_scores.json").read_text())
+    assert scores["correlation_after"] > scores["correlation_before"] + 0.2
+    assert scores["patch_correlation"] < scores["best_patch_correlation"]
+    assert 5 < scores["residual_nm"] < 50
+    assert not scores["warnings"]
+    curve = scores["drift_curve_nm"]
+    assert curve[0] == [0, 0]
+    assert curve[BLANK] == curve[MIRRORED] == [None, None]
+    assert None not in curve[2]
+    assert scores["truth"]["neighbours"] < 6
+    assert f"neighbours {scores['truth']['neighbours']:.2f}" in said
+    worst = scores["worst"]
+    assert worst == sorted(worst, key=lambda w: w["correlation"])
+    assert len(worst) > 2
+    page = (aligned / "alignment_eval.html").read_text()
+    place = ",".join(map(str, worst[0]["position"]))
+    assert f"em view --root {aligned} align --position {place}" in page
+    for name in ("alignment_eval.png", "alignment_worst.png"):
+        assert name in page
+        assert (aligned / name).stat().st_size > 20_000
+
+
+def test_a_truth_of_something_else_is_refused(aligned, tmp_path, capsys):
+    path = tmp_path / "other.h5"
+    with h5py.File(path, "w") as file:
+        file["aligned"] = np.zeros((3, 9, 9), np.uint8)
+    assert evaluated(aligned, "--truth", path) == 2
+    assert "give a file that em simulate wrote" in capsys.readouterr().err
+    with h5py.File(path, "r+") as file:
+        file.attrs["settings"] = Loosening(
+            shift=1.0, elastic=(), defects=0.0
+        ).model_dump_json()
+        file.attrs["missing"] = []
+    assert evaluated(aligned, "--truth", path) == 2
+    assert "give the file that was aligned" in capsys.readouterr().err
+    assert evaluated(aligned, "--synapses", path) == 2

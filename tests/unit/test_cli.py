@@ -230,16 +230,28 @@ def test_labels_of_float(refused, tmp_path, root):
     assert not root.exists()
 
 
-def test_sections_of_different_sizes(refused, tmp_path, root):
+@pytest.fixture
+def sections(tmp_path):
+    """A folder of three sections, of which one is smaller."""
     folder = tmp_path / "sections"
     folder.mkdir()
-    for z, height in enumerate((30, 30, 31)):
+    for z, height in enumerate((31, 30, 31)):
         Image.fromarray(np.ones((height, 40), np.uint8)).save(folder / f"s{z}.png")
+    return folder
+
+
+def test_sections_of_different_sizes_are_named(em, sections, root):
+    said = em("ingest", sections, "--root", root, *VOXELS, "--mips", "0")
+    assert said.status == 0
+    assert "smaller than 40 x 31: s1.png (40 x 30)" in said.err
+
+
+def test_sections_of_different_types(refused, sections, root):
+    Image.fromarray(np.ones((31, 40), np.uint16)).save(sections / "s2.png")
     refused(
-        *("ingest", folder, "--root", root, *VOXELS),
-        words=["s2.png", "40 x 31", "s0.png", "40 x 30", "one size"],
+        *("ingest", sections, "--root", root, *VOXELS),
+        words=["s2.png", "uint16", "s0.png", "uint8", "one type"],
     )
-    assert not root.exists()
 
 
 def test_nan_in_an_image(refused, em, tmp_path, root):

@@ -4,7 +4,7 @@
 stores, a source reads boxes in the order x, y, z, and only the piece that is asked for.
 """
 
-from pipeline.layers.sources.base import Source
+from pipeline.layers.sources.base import SectionOrigin, Source
 from pipeline.layers.sources.opening import open_source
 
-__all__ = ["Source", "open_source"]
+__all__ = ["SectionOrigin", "Source", "open_source"]

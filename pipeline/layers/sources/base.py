@@ -58,6 +58,25 @@ _NANOMETERS = {
 }
 
 
+@dataclass(frozen=True)
+class SectionOrigin:
+    """Where a section of a source comes from.
+
+    Parameters
+    ----------
+    number : int or None
+        That it goes by; None where nothing says.
+    file : str
+        Name of its file; empty where there is none, and the section is blank.
+    extent : (int, int)
+        Of what the file holds, in x and y [pixel].
+    """
+
+    number: int | None
+    file: str
+    extent: tuple[int, int]
+
+
 class Source(ABC):
     """A volume to be read, one piece at a time.
 
@@ -85,6 +104,10 @@ class Source(ABC):
     dtype : str
         Name of the numpy type that `read` returns: bool is read as uint8, float16 and
         float64 as float32, every other type as it is.
+    origins : mapping of int to SectionOrigin
+        By z; empty where the source is no folder of files.
+    remarks : tuple of str
+        What a person should know of the source: sections that are missing, or smaller.
 
     Raises
     ------
@@ -105,6 +128,8 @@ class Source(ABC):
         kind_of_values: KindOfValues | None = None,
     ) -> None:
         self.dtype = _read_as(location, dtype).name
+        self.origins: Mapping[int, SectionOrigin] = {}
+        self.remarks: tuple[str, ...] = ()
         if shape.product == 0 or channels == 0:
             raise SourceError(
                 f"{location}: volume of {shape} voxels and {channels} channels is empty; "

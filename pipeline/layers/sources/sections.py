@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from pipeline.errors import SourceError
 from pipeline.geometry import Bbox, Vec3
-from pipeline.layers.sources.base import DAMAGE, reason
+from pipeline.layers.sources.base import DAMAGE, SectionOrigin, reason
+from pipeline.layers.sources.numbering import natural, number_sections
 from pipeline.layers.sources.stack import DecodedCache, StackSource
 from pipeline.layers.sources.tiff import check_page, page_chunk, read_page
 
@@ -29,6 +30,8 @@ KINDS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
 }
+_NAMED = 8
+"""Smaller sections that a remark names."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class _Header:
 
 
 class SectionsSource(StackSource):
-    """A folder of sections, in the natural order of their names.
+    """A folder of sections, in the order of their numbers.
 
-    ``s9.png`` comes before ``s10.png``. The headers of all files are looked at when the
-    folder is opened; files of other kinds and hidden files are passed over.
+    Where the names differ in one number, that is the number of the section, and a number
+    that no file has is a blank section in its place; otherwise files are taken in the
+    natural order of their names, ``s9.png`` before ``s10.png``. The volume is as wide as
+    the widest section; the pixels of each lie from the corner at zero, and what a smaller
+    one lacks is blank. The headers of all files are looked at when the folder is opened;
+    files of other kinds and hidden files are passed over.
 
     Parameters
     ----------
@@ -61,39 +68,80 @@ class SectionsSource(StackSource):
     Raises
     ------
     SourceError
-        If there are no sections, of several kinds, or of several sizes or types.
+        If there are no sections, of several kinds or types, two of one number, or fewer
+        than are missing.
     """
 
     def __init__(self, location: str, folder: Path) -> None:
-        self._files = _listed(location, folder)
-        first = _header(location, self._files[0])
-        for file in self._files[1:]:
-            header = _header(location, file)
-            if (header.width, header.height, header.dtype) != (
-                first.width,
-                first.height,
-                first.dtype,
-            ):
+        listed = _listed(location, folder)
+        numbering = number_sections(location, listed)
+        headers = {path: _header(location, path) for path in listed}
+        first = headers[listed[0]]
+        for path, header in headers.items():
+            if header.dtype != first.dtype:
                 raise SourceError(
-                    f"{location}: {file.name} is {header} but {self._files[0].name} is "
-                    f"{first}; make the sections one size and type"
+                    f"{location}: {path.name} is {header} but {listed[0].name} is "
+                    f"{first}; make the sections one type"
                 )
+        self._files = numbering.files
+        self._headers = headers
+        width = max(h.width for h in headers.values())
+        height = max(h.height for h in headers.values())
         super().__init__(
             location,
-            shape=Vec3(first.width, first.height, len(self._files)),
+            shape=Vec3(width, height, len(self._files)),
             dtype=first.dtype,
             natural_chunk=first.chunk,
         )
+        self.remarks = numbering.remarks + _sizes(location, headers)
+        numbers = numbering.numbers or (None,) * len(self._files)
+        self.origins = {
+            z: self._origin(path, number)
+            for z, (path, number) in enumerate(zip(self._files, numbers, strict=True))
+        }
         self._cache = DecodedCache()
         self._lock = threading.Lock()
         if first.is_coloured:
-            self.read(Bbox.of_shape(Vec3(first.width, first.height, 1)))
+            self.read(Bbox.of_shape(Vec3(width, height, 1)))
+
+    def _origin(self, path: Path | None, number: int | None) -> SectionOrigin:
+        if path is None:
+            return SectionOrigin(number, "", (0, 0))
+        header = self._headers[path]
+        return SectionOrigin(number, path.name, (header.width, header.height))
 
     def _name(self, z: int) -> str:
-        return self._files[z].name
+        path = self._files[z]
+        return super()._name(z) if path is None else path.name
+
+    @property
+    def _blank(self) -> float:
+        """What a pixel holds that nothing was imaged at: the darkest, or no id."""
+        kind = np.dtype(self.dtype)
+        if self.kind_of_values == "segmentation" or kind.kind == "u":
+            return 0
+        return float(np.finfo(kind).min if kind.kind == "f" else np.iinfo(kind).min)
 
     def _section(self, z: int, channel: int, rows: slice, columns: slice) -> NDArray[Any]:
         path = self._files[z]
+        extent = (rows.stop - rows.start, columns.stop - columns.start)
+        if path is None:
+            return np.full((*extent, 1), self._blank, self.dtype)
+        header = self._headers[path]
+        inside = (
+            slice(rows.start, min(rows.stop, header.height)),
+            slice(columns.start, min(columns.stop, header.width)),
+        )
+        if inside == (rows, columns):
+            return self._decoded(path, z, rows, columns)
+        result = np.full((*extent, 1), self._blank, self.dtype)
+        y, x = (s.stop - s.start for s in inside)
+        if x > 0 and y > 0:
+            result[:y, :x, 0] = self._grey(self._decoded(path, z, *inside), z)
+        return result
+
+    def _decoded(self, path: Path, z: int, rows: slice, columns: slice) -> NDArray[Any]:
+        """Return part of what a file holds, (y, x, sample)."""
         try:
             if KINDS[path.suffix.lower()] == "TIFF":
                 with tifffile.TiffFile(path) as file:
@@ -104,6 +152,25 @@ class SectionsSource(StackSource):
                 f"{self.location}: {path.name} cannot be decoded, {reason(error)}; "
                 "it is damaged or unreadable, copy it again from where it came"
             ) from error
+
+
+def _sizes(location: str, headers: Mapping[Path, _Header]) -> tuple[str, ...]:
+    """Say which sections are smaller than the volume."""
+    width = max(h.width for h in headers.values())
+    height = max(h.height for h in headers.values())
+    smaller = [
+        f"{path.name} ({h.width} x {h.height})"
+        for path, h in headers.items()
+        if (h.width, h.height) != (width, height)
+    ]
+    if not smaller:
+        return ()
+    more = f" and {len(smaller) - _NAMED} more" if len(smaller) > _NAMED else ""
+    return (
+        f"{location}: {len(smaller)} of {len(headers)} sections are smaller than "
+        f"{width} x {height}: {', '.join(smaller[:_NAMED])}{more}; what they lack to the "
+        "right and below is blank",
+    )
 
 
 def _listed(location: str, folder: Path) -> list[Path]:
@@ -124,12 +191,7 @@ def _listed(location: str, folder: Path) -> list[Path]:
             f"{location}: folder holds {counts} files; keep the sections of one volume "
             "alone in a folder"
         )
-    return sorted(files, key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
+    return sorted(files, key=natural)
 
 
 def _header(location: str, path: Path) -> _Header:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.errors import GeometryError, SourceError
 from pipeline.geometry import Bbox, Vec3
-from pipeline.layers.sources import open_source
+from pipeline.layers.sources import SectionOrigin, open_source
+from pipeline.layers.sources.numbering import natural, number_sections
 from pipeline.layers.sources.stack import DecodedCache
 
 DATA = Path(os.environ.get("EM_DATA", "../shared/data"))
@@ -546,16 +547,88 @@ def test_sections_in_tiles(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sections_of_two_sizes(tmp_path, suffix):
+def test_a_smaller_section_lies_in_the_corner_and_is_named(tmp_path, suffix):
+    array = random_array()
+    folder = save_sections(tmp_path / "s", array, suffix)
+    save_sections(folder, array[:1, :30, :41], suffix, names=["s5"])
+    with open_source(str(folder)) as source:
+        expected = array.copy()
+        expected[5] = 0
+        expected[5, :30, :41] = array[0, :30, :41]
+        assert_reads(source, expected)
+        (remark,) = source.remarks
+        assert f"1 of 7 sections are smaller than 45 x 33: s5{suffix} (41 x 30)" in remark
+        assert source.origins[5] == SectionOrigin(5, f"s5{suffix}", (41, 30))
+        box = Bbox(Vec3(42, 10, 4), Vec3(45, 33, 7))
+        assert (source.read(box) == expected.T[box.slices()]).all()
+
+
+def test_what_a_smaller_section_lacks_is_darkest(tmp_path):
+    """So that a range of intensities that begins below zero makes it black too."""
+    save_sections(tmp_path, random_array("f4") - 0.5, ".tif")
+    save_sections(tmp_path, random_array("f4", (1, 30, 41)), ".tif", names=["s5"])
+    part = open_source(str(tmp_path)).read(Bbox(Vec3(42, 0, 5), Vec3(45, 33, 6)))
+    assert (part == np.finfo(np.float32).min).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sections_of_two_types(tmp_path, suffix):
     folder = save_sections(tmp_path / "s", random_array(), suffix)
-    save_sections(folder, random_array(shape=(1, 34, 45)), suffix, names=["s5"])
-    with pytest.raises(
-        SourceError, match=rf"s5{suffix} is 45 x 34 uint8 but s0{suffix} is 45 x 33 uint8"
-    ):
-        open_source(str(folder))
     save_sections(folder, random_array("u2", (1, 33, 45)), suffix, names=["s5"])
     with pytest.raises(SourceError, match=rf"s5{suffix} is 45 x 33 uint16 but s0"):
         open_source(str(folder))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_missing_number_is_a_blank_section(tmp_path, suffix):
+    array = random_array()
+    names = ["a1_001", "a1_002", "a1_004", "a1_005", "a1_006", "a1_009", "a1_010"]
+    folder = save_sections(tmp_path / "s", array, suffix, names=names)
+    with open_source(str(folder)) as source:
+        expected = np.zeros((10, *array.shape[1:]), array.dtype)
+        expected[[0, 1, 3, 4, 5, 8, 9]] = array
+        assert_reads(source, expected)
+        first, second = source.remarks
+        assert f"number 3 (between a1_002{suffix} and a1_004{suffix})" in first
+        assert "number 7, 8 (between" in second
+        assert source.origins[2] == SectionOrigin(3, "", (0, 0))
+        assert source.origins[3] == SectionOrigin(4, f"a1_004{suffix}", (45, 33))
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["s10", "s20", "s40"], [10, 20, 30, 40]),
+        (["0", "1", "2"], [0, 1, 2]),
+        (["w1_s1", "w1_s2", "w2_s1"], None),
+        (["b", "a", "c"], None),
+        (["s1", "s2", "s2_again"], None),
+    ],
+)
+def test_numbers_of_sections(names, numbers):
+    files = sorted((Path(f"{name}.png") for name in names), key=natural)
+    found = number_sections("here", files)
+    assert found.numbers == (numbers and tuple(numbers))
+    assert [f for f in found.files if f] == files
+    if numbers is None:
+        assert "cannot be told from names like" in found.remarks[0]
+    elif len(numbers) > len(names):
+        assert "go up by 10" in found.remarks[0]
+        assert "number 30 (between s20.png and s40.png)" in found.remarks[1]
+
+
+def test_two_sections_of_one_number(tmp_path):
+    names = ["s1", "s2", "s3", "s03", "s4", "s5", "s6"]
+    save_sections(tmp_path, random_array(), ".png", names=names)
+    with pytest.raises(SourceError, match=r"s0?3\.png and s0?3\.png are both section 3"):
+        open_source(str(tmp_path))
+
+
+def test_numbers_that_are_none_of_sections(tmp_path):
+    names = ["s1", "s2", "s90", "s91", "s92", "s93", "s94"]
+    save_sections(tmp_path, random_array(), ".png", names=names)
+    with pytest.raises(SourceError, match=r"87 of 94 are missing; number the files"):
+        open_source(str(tmp_path))
 
 
 def test_sections_in_colour(tmp_path):
