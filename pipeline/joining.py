@@ -54,12 +54,14 @@ class Joint:
     ----------
     first, second : Alignment
         Of overlapping sections; the second goes on beyond the first.
-    loose : str
-        Layer of the second that its image is drawn from.
     defect_mip : int
         Mip at which ``loose_defects`` of the second are drawn.
+    loose : str
+        Layer of the second that its image is drawn from.
     closures : bool
         Whether its loose sections were put together by point pairs.
+    left_out : tuple of int
+        Sections that the masks of either leave out.
     interpolation : str
         By which its image is drawn.
     reach_nm : float
@@ -72,9 +74,10 @@ class Joint:
 
     first: Alignment
     second: Alignment
-    loose: str = "loose"
     defect_mip: int = 0
+    loose: str = "loose"
     closures: bool = False
+    left_out: tuple[int, ...] = ()
     interpolation: str = "linear"
     reach_nm: float = 1200.0
     limit_nm: float = 60.0
@@ -260,7 +263,12 @@ def _masks(joint: Joint, *, has_defects: bool) -> list[dict[str, Any]]:
     """Return maps of misalignment and masks from the overlap on, and the joined masks."""
     image, bounds = joint.first.image, joint.bounds
     seen = max(bounds.start.z, joint.overlap.start - _SEEN)
-    stack = LooseStack("", _since(bounds, seen), image.voxel_size_nm)
+    stack = LooseStack(
+        source="",
+        bounds=_since(bounds, seen),
+        voxel_size_nm=image.voxel_size_nm,
+        left_out=tuple(z for z in joint.left_out if z >= seen),
+    )
     stages = mask_stages(stack, has_defects=has_defects)
     for entry in stages:
         if entry["use"] == "segmentation_masks":

@@ -15,6 +15,7 @@ from pipeline.joining import Alignment, Joint
 from pipeline.runtime.run import Run
 from pipeline.specs import Record, Region, VolumeSpec
 from pipeline.stages.flows import Fields
+from pipeline.stages.left_out import LeftOut
 from pipeline.stages.warp import Warp
 
 _NEEDED = ("image", "field", "section_poses", "input_mask", "output_mask")
@@ -118,9 +119,20 @@ def joint_of(
         raise RecipeError(names, faults)
     one, other = _alignment(first), _alignment(second)
     options: dict[str, Any] = {
-        "loose": drawn.image,
         "interpolation": drawn.interpolation,
+        "loose": drawn.image,
         "closures": bool(drawn.closures),
+        "left_out": tuple(
+            sorted(
+                {
+                    z
+                    for run in (first, second)
+                    for stage in run.recipe.stages
+                    if isinstance(stage, LeftOut)
+                    for z in stage.sections
+                }
+            )
+        ),
     }
     fields = [s.reach_nm for s in second.recipe.stages if isinstance(s, Fields)]
     # Passes are composed: each may move tissue as far.

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,16 @@ def test_what_was_joined_can_go_on(folder, grown):
     other = alignment_in(f"{folder}/first")
     with pytest.raises(RecipeError, match="was itself joined"):
         joint_of(other, first)
+
+
+def test_point_pairs_of_the_second_are_drawn_through(folder, grown):
+    pair = [alignment_in(f"{folder}/first"), alignment_in(f"{grown}/appended")]
+    for closures in (False, True):
+        recipe = joining_recipe("join", replace(joint_of(*pair), closures=closures))
+        drawn = [s for s in recipe["stage"] if s["use"] == "warp"]
+        assert drawn
+        assert all(("closures" in s) == closures for s in drawn)
+        assert ("second_closures" in recipe["layers"]) == closures
 
 
 def test_a_second_run_writes_nothing(folder, grown):
