@@ -188,6 +188,7 @@ class Run:
             raise StaleOutputError("\n".join(stale.values()))
         for output in stale:
             run.store.delete(output)
+        run._forget_failures_of_others()
         frozen = {
             "recipe": run.recipe.to_json(),
             "specs": {k: s.model_dump(mode="json") for k, s in run.specs.items()},
@@ -652,6 +653,14 @@ class Run:
         self._unpark(stage, key)
         self._known_done.discard((stage.output, key))
         self.store.delete_document(self._path(stage, "done", key))
+
+    def _forget_failures_of_others(self) -> None:
+        """Let tasks be tried that failed with another configuration, which may be why."""
+        for stage in self.recipe.stages:
+            for key in self.parked_keys(stage):
+                record = self.failure(stage, key) or {}
+                if record.get("lineage") != self.lineage[stage.output]:
+                    self._unpark(stage, key)
 
     def _unpark(self, stage: Stage, key: ChunkKey) -> None:
         self.store.delete_document(self._path(stage, "attempts", key))

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from pipeline.errors import DataError
+from pipeline.runtime.run import Run
+
 THRESHOLD = ("threshold = 0.4", "threshold = 0.9")
 BEFORE_THRESHOLD = {
     "basins",
@@ -47,6 +50,23 @@ def test_replace_rebuilds_what_depends_on_it(changed, em_here, objects, done):
     assert em_here("verify", "--root", root).status == 0
     top = "agglomeration/1_0_0_0"
     assert objects(root)[top] != contents[top]
+
+
+def test_what_failed_with_another_threshold_is_tried_again(
+    finished, small_text, recipe, volumes, em_here
+):
+    root, path = finished
+    run = Run.open(str(root), "small")
+    stage = run.recipe.stage("agglomeration")
+    keys = list(run.done_keys(stage))
+    for key in keys:
+        run.forget(stage, key)
+        run.park(stage, key, DataError("the threshold is wrong"))
+    assert em_here("run", path, "--root", root).status == 1
+    assert run.parked_keys(stage) == {*keys}, "the same configuration fails the same way"
+    changed = recipe(small_text, volumes, THRESHOLD)
+    assert em_here("run", changed, "--root", root, "--replace").status == 0
+    assert not run.parked_keys(stage)
 
 
 def test_replaced_equals_afresh(changed, em_here, objects, tmp_path):
