@@ -97,10 +97,25 @@ class LooseStack:
     chatter: tuple[float, float, float] | None = None
     chatter_in_image: bool = False
 
+    @property
+    def aligned(self) -> Bbox:
+        """Box of what is aligned, see `aligned_box`."""
+        return aligned_box(self.bounds, self.voxel_size_nm)
+
 
 def work_mip(voxel_size_nm: VoxelSize) -> int:
     """Return the mip that patches of sections are matched at."""
     return max(0, round(math.log2(_WORK_NM / voxel_size_nm[0])))
+
+
+def aligned_box(bounds: Bbox, voxel_size_nm: VoxelSize) -> Bbox:
+    """Return the box that is aligned of sections: whole voxels of maps of misalignment.
+
+    What that is beyond the sections is blank, but for what was moved there.
+    """
+    wide = 2 ** work_mip(voxel_size_nm) * _MAP_PIXELS
+    across = Vec3(wide, wide, 1)
+    return bounds.coarser(across).finer(across)
 
 
 def alignment_recipe(name: str, stack: LooseStack) -> dict[str, Any]:
@@ -135,9 +150,11 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
         factor = Vec3(2**mip, 2**mip, 1)
         return stack.bounds.coarser(factor), [size[0] * 2**mip, size[1] * 2**mip, size[2]]
 
-    fine, fine_size = at(0)
-    box, work_size = at(work)
+    loose, _ = at(0)
+    loose_work, work_size = at(work)
     coarse, coarse_size = at(rough)
+    fine, fine_size = stack.aligned, list(size)
+    box = fine.coarser(Vec3(2**work, 2**work, 1))
     node_box = box.coarser(Vec3(step, step, 1))
     field_box = box.coarser(Vec3(stride, stride, 1))
     node_size = [work_size[0] * step, work_size[1] * step, size[2]]
@@ -152,7 +169,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "output": "loose",
             "voxel_size_nm": list(size),
             "shift": list(stack.shift),
-            **_cut(fine),
+            **_cut(loose),
             "chunk": pyramid_chunk,
             "storage_chunk": list(storage),
             **(
@@ -166,7 +183,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "layer": "loose",
             "output": "loose/pyramid",
             "mips": mips,
-            **_cut(fine),
+            **_cut(loose),
             "chunk": pyramid_chunk,
             "storage_chunk": list(storage),
         },
@@ -188,7 +205,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
                 "model": stack.defect_model,
                 "threshold": stack.defect_threshold,
                 "output": "loose_defects",
-                **_cut(box),
+                **_cut(loose_work),
             }
         )
     closures = {"closures": "closures"} if stack.pairs else {}
@@ -233,6 +250,12 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
         },
     ]
 
+    def held(mip: int) -> dict[str, Any]:
+        """Say which box the loose sections have at a mip, where more is aligned."""
+        box = at(mip)[0]
+        limits = {"start": list(box.start), "stop": list(box.stop)}
+        return {} if stack.aligned == stack.bounds else {"image_bounds": limits}
+
     def seen_through(field: str, output: str) -> dict[str, Any]:
         """Say how sections are drawn at the scale of the matching, through a field."""
         through = {"field": field, "field_voxel_nm": field_size} if field else {}
@@ -240,6 +263,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             "use": "warp",
             **poses,
             **through,
+            **held(work),
             "voxel_size_nm": work_size,
             **_cut(box),
             "output": output,
@@ -316,6 +340,7 @@ def alignment_stages(stack: LooseStack) -> tuple[dict[str, str], list[dict[str, 
             **poses,
             "field": "field",
             "field_voxel_nm": field_size,
+            **held(0),
             "interpolation": stack.interpolation,
             "voxel_size_nm": fine_size,
             "output": "image",
@@ -397,7 +422,7 @@ def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]
     x, y, z = stack.voxel_size_nm
     wide = 2**work * _MAP_PIXELS
     defects = {"defects": "defects", "defect_block": 2**work} if has_defects else {}
-    maps = stack.bounds.coarser(Vec3(wide, wide, 1))
+    maps = stack.aligned.coarser(Vec3(wide, wide, 1))
     stages: list[dict[str, Any]] = []
     names = ("misalignments", "coarse_misalignments")
     for mip, name in zip((work + 1, work + 2), names, strict=True):
@@ -422,7 +447,7 @@ def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]
                 **({"defects": "defects"} if has_defects else {}),
                 "sections": list(stack.left_out),
                 "output": "left_out",
-                **_cut(stack.bounds.coarser(Vec3(2**work, 2**work, 1))),
+                **_cut(stack.aligned.coarser(Vec3(2**work, 2**work, 1))),
             }
         )
         defects = {"defects": "left_out", "defect_block": 2**work}
@@ -436,7 +461,7 @@ def mask_stages(stack: LooseStack, *, has_defects: bool) -> list[dict[str, Any]]
             "block": wide,
             "coarse_block": wide,
             "output": f"{kind}_mask",
-            **_cut(stack.bounds),
+            **_cut(stack.aligned),
         }
         for kind in ("input", "output")
     ]

@@ -8,7 +8,8 @@ from there on they are drawn anew, from the loose sections of the second.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.alignment import LooseStack, mask_stages
@@ -58,6 +59,9 @@ class Joint:
         Mip at which ``loose_defects`` of the second are drawn.
     loose : str
         Layer of the second that its image is drawn from.
+    held : mapping
+        Box of what its image, or its defects, are drawn from, by layer, where it is
+        another than theirs.
     closures : bool
         Whether its loose sections were put together by point pairs.
     left_out : tuple of int
@@ -76,6 +80,7 @@ class Joint:
     second: Alignment
     defect_mip: int = 0
     loose: str = "loose"
+    held: Mapping[str, Bbox] = field(default_factory=dict)
     closures: bool = False
     left_out: tuple[int, ...] = ()
     interpolation: str = "linear"
@@ -237,6 +242,7 @@ def _drawn(joint: Joint, layer: str, spec: VolumeSpec) -> dict[str, Any]:
         "use": "warp",
         **what[layer],
         "poses": "second_section_poses",
+        **({"image_bounds": _limits(joint.held[layer])} if layer in joint.held else {}),
         **({"closures": "second_closures"} if joint.closures else {}),
         "field": "later_field",
         "field_voxel_nm": list(joint.second.field.voxel_size_nm),

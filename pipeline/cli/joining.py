@@ -17,12 +17,13 @@ from pipeline.specs import VolumeSpec, VoxelSize
 
 def grown(source: str, bounds: Bbox, size: VoxelSize, after: str, overlap: int) -> Bbox:
     """Return the sections of a source that are new to an alignment, and some before."""
+    from pipeline.alignment import aligned_box
     from pipeline.runtime.joining import alignment_in
 
     spec = alignment_in(after).specs["image"]
     assert isinstance(spec, VolumeSpec)
     known, start = spec.bounds, spec.bounds.stop.z - overlap
-    one, other = (_across(b) for b in (known, bounds))
+    one, other = (_across(b) for b in (known, aligned_box(bounds, size)))
     if one != other or spec.voxel_size_nm != size:
         raise RecipeError(
             source,

@@ -121,6 +121,11 @@ def joint_of(
     options: dict[str, Any] = {
         "interpolation": drawn.interpolation,
         "loose": drawn.image,
+        "held": {
+            warp.output: warp.image_bounds
+            for warp in second.recipe.stages
+            if isinstance(warp, Warp) and warp.image_bounds
+        },
         "closures": bool(drawn.closures),
         "left_out": tuple(
             sorted(

@@ -37,6 +37,8 @@ class Warp(VolumeStage):
         Volume of uint8, of loose sections.
     mip : int
         Mip of it that is drawn; ``bounds`` are in its voxels.
+    image_bounds : Bbox or None
+        What the image holds at that mip along x and y; as ``bounds`` if None.
     poses : str
         Record of `section_poses`. Empty for none.
     field : str
@@ -60,6 +62,7 @@ class Warp(VolumeStage):
 
     image: Layer
     mip: int = Field(default=0, ge=0)
+    image_bounds: Bbox | None = None
     poses: Layer = ""
     field: Layer = ""
     closures: Layer = ""
@@ -70,11 +73,17 @@ class Warp(VolumeStage):
 
     @model_serializer(mode="wrap")
     def _as_json(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave closures out where there are none: such a stage is what it always was."""
+        """Leave out what is not used: such a stage is what it always was."""
         form: dict[str, Any] = plain(self)
-        if not self.closures:
-            form.pop("closures", None)
+        for name in ("closures", "image_bounds"):
+            if not getattr(self, name):
+                form.pop(name, None)
         return form
+
+    @property
+    def _held(self) -> Bbox:
+        """Box whose x and y are those of the image."""
+        return self.image_bounds or self.bounds
 
     @property
     def read_mip(self) -> int:
@@ -83,7 +92,7 @@ class Warp(VolumeStage):
 
     def reads(self, task: Task) -> dict[str, Read]:
         """Read poses and field; of the image, at the most the whole sections."""
-        bounds, box = self.bounds, task.box
+        bounds, box = self._held, task.box
         sections = Bbox(
             Vec3(bounds.start.x, bounds.start.y, box.start.z),
             Vec3(bounds.stop.x, bounds.stop.y, box.stop.z),
@@ -130,7 +139,7 @@ class Warp(VolumeStage):
         ends = np.array([[p.min(axis=(0, 1)), p.max(axis=(0, 1))] for p in found])
         low = np.floor(ends[:, 0].min(axis=0)).astype(int) - around
         high = np.ceil(ends[:, 1].max(axis=0)).astype(int) + around + 1
-        box, bounds = task.box, self.bounds
+        box, bounds = task.box, self._held
         x0, y0 = max(low[0], bounds.start.x), max(low[1], bounds.start.y)
         x1, y1 = min(high[0], bounds.stop.x), min(high[1], bounds.stop.y)
         if x0 >= x1 or y0 >= y1:

@@ -26,7 +26,7 @@ from pipeline.runtime.simulate import simulate_stack
 from pipeline.specs import Record, RecordsSpec, Region
 from pipeline.stages.warp import Warp
 
-WIDE, SECTIONS, KNOWN, OVERLAP = 192, 10, 7, 4
+WIDE, ALIGNED, SECTIONS, KNOWN, OVERLAP = 184, 192, 10, 7, 4
 SINCE = KNOWN - OVERLAP
 OPTIONS = (
     "--voxel-size 8,8,40 --workers 1 --quiet --defect-model= --embedding-model= "
@@ -91,7 +91,7 @@ def test_what_was_delivered_keeps_its_bytes(folder, grown):
 
 def test_only_new_sections_and_the_overlap_are_aligned(grown):
     appended = alignment_in(f"{grown}/appended").specs["image"].bounds
-    assert appended == Bbox(Vec3(0, 0, SINCE), Vec3(WIDE, WIDE, SECTIONS))
+    assert appended == Bbox(Vec3(0, 0, SINCE), Vec3(ALIGNED, ALIGNED, SECTIONS))
     whole = Run.open(str(grown), "join")
     for layer in ("image", "field", "input_mask", "output_mask"):
         assert whole.specs[layer].bounds.stop.z == SECTIONS
@@ -188,7 +188,7 @@ def test_a_limit_stops_the_join(folder, grown, tmp_path, capsys):
     [
         (f"--bbox 0,0,0,{WIDE},{WIDE},{KNOWN}", "nothing to append"),
         (f"--bbox 0,0,{KNOWN},{WIDE},{WIDE},{SECTIONS}", "smaller --overlap"),
-        (f"--bbox 0,0,0,{WIDE},{WIDE - 8},{SECTIONS}", "give the same --bbox"),
+        (f"--bbox 0,0,0,{WIDE},{WIDE - 64},{SECTIONS}", "give the same --bbox"),
     ],
 )
 def test_sections_that_do_not_go_on_from_others_are_refused(
@@ -221,7 +221,8 @@ def test_other_sections_under_the_same_numbers_are_refused(folder, grown, monkey
 def test_two_halves_of_one_alignment_give_it_back(folder, tmp_path):
     run = alignment_in(f"{folder}/first")
     halves = [part(run, tmp_path / "a", 0, 5), part(run, tmp_path / "b", 2, KNOWN)]
-    recipe = Recipe.parse(joining_recipe("join", Joint(*halves)))
+    held = {"image": run.specs["loose"].bounds}
+    recipe = Recipe.parse(joining_recipe("join", Joint(*halves, held=held)))
     joined = Run.start(recipe, str(tmp_path / "whole"))
     run_to_end(joined, serial, quiet=True)
     field = [

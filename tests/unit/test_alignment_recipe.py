@@ -67,3 +67,32 @@ def test_sections_that_are_left_out_are_masked(tmp_path):
 def test_bands_that_no_pixel_shows(bands, said, tmp_path):
     with pytest.raises(RecipeError, match=said):
         planned(dataclasses.replace(PLAIN, chatter=bands), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chatter": (87.0, 100.0, 500.0)},
+        {"chatter": (87.0, 100.0, 500.0), "chatter_in_image": True},
+        {"left_out": (3,)},
+        {"defect_source": "phantom://1000,700,12/labels", "defect_model": ""},
+        {"defect_model": ""},
+    ],
+)
+def test_sections_of_any_extent_are_aligned_in_whole_patches(options, tmp_path):
+    odd = dataclasses.replace(
+        PLAIN,
+        source="phantom://1000,700,12/image",
+        bounds=Bbox.parse("0,0,0,1000,700,12"),
+        **options,
+    )
+    run = planned(odd, tmp_path)
+    assert run.specs["loose"].bounds == odd.bounds
+    for name in ("image", "input_mask", "output_mask"):
+        assert run.specs[name].bounds == PLAIN.bounds, name
+    assert stages(odd)["image"]["image_bounds"] == {
+        "start": [0, 0, 0],
+        "stop": [1000, 700, 12],
+    }
+    assert not any("image_bounds" in stage for stage in stages(PLAIN).values())
