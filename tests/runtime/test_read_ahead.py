@@ -92,9 +92,20 @@ def test_none_waits_beside_a_task_that_may_take_long(run, queue, slow, monkeypat
     assert all(len(at_once) == 1 for at_once in slow.together)
 
 
+@pytest.fixture
+def spared():
+    """Keep a signal that comes when no worker listens from ending the tests."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("spared")
 def test_what_was_read_ahead_is_given_back_when_a_worker_is_to_stop(
     run, queue, monkeypatch, caplog
 ):
+    # However slow this machine is: after a task that took long none is read ahead.
+    monkeypatch.setattr(workers, "_SHORT_S", 600.0)
     process, computing, go_on = Ingest.process, threading.Event(), threading.Event()
     begun = []
 
