@@ -151,6 +151,8 @@ def other_value(value: Any, annotation: Any) -> Any:
             return value.shifted(Vec3(0, 0, 1))
         case Sharding():
             return Sharding(shard_bits=value.shard_bits + 1)
+        case None if Bbox in get_args(annotation):
+            return Bbox.of_shape((1, 1, 1))
         case None:
             return 1.0 if float in get_args(annotation) else (1.0, 2.0)
     raise NotImplementedError(f"{value!r} is of a new kind; say here what differs from it")

@@ -113,7 +113,7 @@ def test_what_was_read_ahead_is_given_back_when_a_worker_is_to_stop(
         begun.append(task.key)
         if len(begun) == 2:
             computing.set()
-            assert go_on.wait(20)
+            assert go_on.wait(90)
         return process(stage, task, **inputs)
 
     monkeypatch.setattr(Ingest, "process", waits)
@@ -121,8 +121,8 @@ def test_what_was_read_ahead_is_given_back_when_a_worker_is_to_stop(
     messages = TaskQueue(queue)
 
     def stop():
-        assert computing.wait(20)
-        until = time.monotonic() + 20
+        assert computing.wait(60)
+        until = time.monotonic() + 60
         while messages.counts() != (count - 3, 2) and time.monotonic() < until:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
